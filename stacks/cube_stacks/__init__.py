@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pulumi programs, provider and the cube command."""
