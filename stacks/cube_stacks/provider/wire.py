@@ -6,8 +6,9 @@ Signatures and the marker of unknown values are the engine's (sdk/go/common/reso
 
 from typing import Any, Final
 
-from cube_stacks.provider.base import UNKNOWN, Properties
 from google.protobuf import struct_pb2
+
+from cube_stacks.provider.base import UNKNOWN, Properties
 
 _SIGNATURE: Final = "4dabf18193072939515e22adb298388d"
 _SECRET: Final = "1b47061264138c4ac30d75fd1eb44270"  # noqa: S105  (a marker, not a secret)
