@@ -18,8 +18,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cube_attestation import dsse
 
-from cube_stacks.keys import SigningKey, environment_file_key, open_key, spki_digest
+from cube_stacks.keys import SigningKey, environment_file_key, open_key
 from cube_stacks.state import state_folder, write_atomically
 
 AK_CERTIFICATE_EKU = x509.ObjectIdentifier("2.23.133.8.3")  # tcg-kp-AIKCertificate
@@ -190,10 +191,8 @@ def environment_ca(environment: str, key: SigningKey, now: datetime) -> Environm
     path = state_folder(environment) / "ca" / f"{key.keyid.removeprefix('sha256:')[:16]}.pem"
     if path.exists():
         certificate = x509.load_pem_x509_certificate(path.read_bytes())
-        public = certificate.public_key()
         if (
-            isinstance(public, ec.EllipticCurvePublicKey)
-            and spki_digest(public) == key.keyid
+            dsse.spki_digest(certificate.public_key()) == key.keyid
             and certificate.not_valid_after_utc - LEAF_MAXIMUM > now
         ):
             return EnvironmentCA(certificate, key)
@@ -214,14 +213,11 @@ class TpmManufacturer:
     @property
     def root_spki(self) -> str:
         """What a policy lists under `tpm.ek_roots`."""
-        public = x509.load_pem_x509_certificate(self.root.read_bytes()).public_key()
-        if not isinstance(public, ec.EllipticCurvePublicKey):
-            raise ValueError(f"{self.root}: not an ECDSA certificate; remove its folder, it is made anew")
-        return spki_digest(public)
+        return dsse.spki_digest(self.root_certificate().public_key())
 
     def chain(self) -> list[x509.Certificate]:
-        """Issuers of an EK certificate, without the root (formats §3, `ek-chain`)."""
-        return [x509.load_pem_x509_certificate(self.issuer.read_bytes())]
+        """Issuers of an EK certificate up to the root, included (formats §3, `ek-chain`)."""
+        return [x509.load_pem_x509_certificate(self.issuer.read_bytes()), self.root_certificate()]
 
     def root_certificate(self) -> x509.Certificate:
         return x509.load_pem_x509_certificate(self.root.read_bytes())

@@ -8,7 +8,6 @@ A reference is `file:<path>` (PEM, PKCS #8, ECDSA P-256). What a reference opens
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import stat
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Literal, Protocol
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cube_attestation import dsse
 
 from cube_stacks.state import state_folder, write_atomically
 
@@ -29,22 +29,15 @@ class KeyFailure(Exception):
     """A key reference that can't be used; the message says which, why and what to do."""
 
 
-class SigningKey(Protocol):
-    """An ECDSA P-256 key that signs; the private half may live elsewhere."""
+class SigningKey(dsse.Signer, Protocol):
+    """A P-256 key that signs; the private half may live elsewhere."""
 
-    @property
-    def keyid(self) -> str: ...
     @property
     def public_key(self) -> ec.EllipticCurvePublicKey: ...
-    def sign(self, data: bytes) -> bytes:
-        """ECDSA with SHA-256 over `data`, DER."""
+    @property
+    def keyid(self) -> str:
+        """Digest of `spki`: the key's identity everywhere (formats §0)."""
         ...
-
-
-def spki_digest(key: ec.EllipticCurvePublicKey) -> str:
-    """`sha256:<hex>` of the DER SubjectPublicKeyInfo: a key's identity everywhere (formats §0)."""
-    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return "sha256:" + hashlib.sha256(der).hexdigest()
 
 
 def public_pem(key: ec.EllipticCurvePublicKey) -> str:
@@ -59,8 +52,12 @@ class FileKey:
     _private: ec.EllipticCurvePrivateKey
 
     @property
+    def spki(self) -> bytes:
+        return dsse.spki(self.public_key)
+
+    @property
     def keyid(self) -> str:
-        return spki_digest(self.public_key)
+        return dsse.spki_digest(self.spki)
 
     @property
     def public_key(self) -> ec.EllipticCurvePublicKey:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import re
 import secrets
@@ -13,8 +12,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cube_attestation.domains import TokenKey, thumbprint
 
 from cube_stacks.keys import SigningKey
 from cube_stacks.state import read_record, state_folder, write_record
@@ -30,17 +29,11 @@ def _b64(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-def public_jwk(key: ec.EllipticCurvePublicKey) -> dict[str, str]:
-    """The public JWK of a P-256 key, with its RFC 7638 thumbprint as `kid`."""
-    numbers = key.public_numbers()
-    jwk = {
-        "crv": "P-256",
-        "kty": "EC",
-        "x": _b64(numbers.x.to_bytes(32, "big")),
-        "y": _b64(numbers.y.to_bytes(32, "big")),
-    }
-    canonical = json.dumps(jwk, sort_keys=True, separators=(",", ":")).encode()
-    return jwk | {"kid": _b64(hashlib.sha256(canonical).digest()), "alg": "ES256", "use": "sig"}
+def token_key(key: SigningKey) -> TokenKey:
+    """The public half as a domain's configuration carries it; `kid` is its RFC 7638 thumbprint."""
+    numbers = key.public_key.public_numbers()
+    x, y = (_b64(number.to_bytes(32, "big")) for number in (numbers.x, numbers.y))
+    return TokenKey(thumbprint(x, y), x, y)
 
 
 def issue(
@@ -65,7 +58,7 @@ def issue(
         "exp": issued + int(life.total_seconds()),
         "jti": secrets.token_urlsafe(16),
     }
-    header = {"alg": "ES256", "kid": public_jwk(key.public_key)["kid"], "typ": TYPE}
+    header = {"alg": "ES256", "kid": token_key(key).kid, "typ": TYPE}
     body = ".".join(_b64(json.dumps(part, separators=(",", ":")).encode()) for part in (header, claims))
     r, s = decode_dss_signature(key.sign(body.encode()))
     return PREFIX + body + "." + _b64(r.to_bytes(32, "big") + s.to_bytes(32, "big")), claims

@@ -7,8 +7,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
+from cube_attestation import dsse
 from cube_stacks.ca import AK_CERTIFICATE_EKU, EnvironmentCA, environment_ca, tpm_manufacturer
-from cube_stacks.keys import environment_key, open_key, spki_digest
+from cube_stacks.keys import environment_key, open_key
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 KEY = ec.generate_private_key(ec.SECP256R1()).public_key()
@@ -79,8 +80,7 @@ def test_the_tpm_manufacturer_is_another_trust_root(ca: EnvironmentCA) -> None:
     made = tpm_manufacturer("local", NOW)
     assert tpm_manufacturer("local", NOW).root_spki == made.root_spki
     assert made.root_spki != ca.key.keyid
-    (issuer,) = made.chain()
-    issuer.verify_directly_issued_by(made.root_certificate())
-    public = issuer.public_key()
-    assert isinstance(public, ec.EllipticCurvePublicKey)
-    assert spki_digest(public) == open_key(f"file:{made.issuer_key}").keyid
+    issuer, root = made.chain()
+    issuer.verify_directly_issued_by(root)
+    assert root == made.root_certificate()
+    assert dsse.spki_digest(issuer.public_key()) == open_key(f"file:{made.issuer_key}").keyid

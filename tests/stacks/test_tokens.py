@@ -28,8 +28,8 @@ def issue(key: SigningKey, **changed: Any) -> tuple[str, dict[str, Any]]:
 def test_another_jose_library_verifies_a_token(key: SigningKey) -> None:
     token, claims = issue(key, scopes=["models:read", "inference"])
     assert token.startswith("pat_")
-    jwk = tokens.public_jwk(key.public_key)
-    public = ECKey.import_key({name: jwk[name] for name in ("kty", "crv", "x", "y")})
+    jwk = tokens.token_key(key).to_json()
+    public = ECKey.import_key({name: str(jwk[name]) for name in ("kty", "crv", "x", "y")})
     verified = jws.deserialize_compact(token.removeprefix("pat_"), public, algorithms=["ES256"])
     assert verified.protected == {"alg": "ES256", "kid": public.thumbprint(), "typ": "cube-pat+jwt"}
     assert jwk["kid"] == public.thumbprint()
