@@ -20,7 +20,7 @@ from cube_stacks.state import read_record, state_folder, write_record
 
 PREFIX = "pat_"
 TYPE = "cube-pat+jwt"
-SCOPES = ("models:read", "inference")
+SCOPES = ("llm_read", "llm_chat_completions")
 MAXIMUM_LIFE = timedelta(days=365)
 _JTI = re.compile(r"[A-Za-z0-9_-]{8,64}")
 

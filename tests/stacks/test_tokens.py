@@ -21,12 +21,12 @@ def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SigningKey:
 
 
 def issue(key: SigningKey, **changed: Any) -> tuple[str, dict[str, Any]]:
-    arguments: dict[str, Any] = {"scopes": ["inference"], "life": timedelta(hours=1)} | changed
+    arguments: dict[str, Any] = {"scopes": ["llm_chat_completions"], "life": timedelta(hours=1)} | changed
     return tokens.issue(key, "local", DOMAIN, arguments["scopes"], arguments["life"], NOW)
 
 
 def test_another_jose_library_verifies_a_token(key: SigningKey) -> None:
-    token, claims = issue(key, scopes=["models:read", "inference"])
+    token, claims = issue(key, scopes=["llm_read", "llm_chat_completions"])
     assert token.startswith("pat_")
     jwk = tokens.token_key(key).to_json()
     public = ECKey.import_key({name: str(jwk[name]) for name in ("kty", "crv", "x", "y")})
@@ -38,7 +38,7 @@ def test_another_jose_library_verifies_a_token(key: SigningKey) -> None:
         "iss": f"cube:{DOMAIN}",
         "aud": "local",
         "domain": DOMAIN,
-        "scopes": ["inference", "models:read"],
+        "scopes": ["llm_chat_completions", "llm_read"],
         "iat": int(NOW.timestamp()),
         "exp": int(NOW.timestamp()) + 3600,
         "jti": claims["jti"],
