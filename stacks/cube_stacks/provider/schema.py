@@ -74,13 +74,12 @@ RESOURCES: Final[Mapping[str, ResourceSchema]] = {
         inputs={
             "source": Property("string", "build:<flavour>, or manifest:<path>@sha256:<digest of its payload>."),
             "definition": _optional("string", "Digest of the definition to build; filled in, never to be given."),
-            "imageKey": _optional("string", "Reference of the key that signs the manifest of a build."),
+            "imageKey": Property("string", "Reference of the key that signs the manifest of a build."),
         },
         outputs={
             "imageDigest": Property("string", "Digest of the disk image."),
             "manifest": Property("string", "Path of the signed manifest."),
             "manifestDigest": Property("string", "Digest of the manifest's payload."),
-            "signer": Property("string", "Identity of the key that signed the manifest."),
             "directory": Property("string", "Folder of the image and all that boots with it."),
             "pcrs": Property("{string}", "Predicted PCRs of the SHA-256 bank, by number."),
             "definition": Property("string", "Digest of the definition that was built."),
