@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The models of the launch document: opened as verity volumes, tried by the canary, taken out when they fail."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from cube_attestation.claims import ModelClaim
+from cube_attestation.errors import BadInput
+from cube_attestation.launch import Model
+
+from . import canary, ollama_store
+from .disks import DiskError
+from .log import log
+
+CANARY_RETRY_SECONDS = 0.25
+CANARY_TIMEOUT_SECONDS = 120.0
+CANARY_PATIENCE_SECONDS = 300.0
+
+Opener = Callable[[str, Model, Path], None]
+
+
+def volume_name(model: Model) -> str:
+    """The device-mapper name of a model's volume: two names of one root share it."""
+    return f"cube-{model.root[:16]}"
+
+
+class Models:
+    """States by name (``absent``, ``opened``, ``ready``, ``failed``); ``failed`` is final for this boot."""
+
+    def __init__(self, models: Mapping[str, Model], run: Path, opener: Opener) -> None:
+        self._models = models
+        self._run = run
+        self._open = opener
+        self.states = dict.fromkeys(models, "absent")
+        self.changed: Callable[[], None] = lambda: None
+
+    def claims(self) -> dict[str, ModelClaim]:
+        """What the claims say of each model."""
+        return {name: ModelClaim(model.root, self.states[name]) for name, model in self._models.items()}
+
+    def failed(self) -> frozenset[str]:
+        return frozenset(name for name, state in self.states.items() if state == "failed")
+
+    def volumes(self) -> set[str]:
+        """Device-mapper names of the volumes that are open."""
+        return {
+            volume_name(self._models[name]) for name, state in self.states.items() if state in ("opened", "ready")
+        }
+
+    def open_all(self) -> None:
+        """Open every volume and tell Ollama's store of it. Blocking. A model that does not open has failed."""
+        opened: set[str] = set()
+        for name, model in self._models.items():
+            place = self._run / "volumes" / model.root
+            try:
+                if model.root not in opened:
+                    self._open(volume_name(model), model, place)
+                    opened.add(model.root)
+                gguf = place / model.file
+                ollama_store.add(self._run / "ollama", name, gguf, ollama_store.read_sidecar(gguf))
+                self.states[name] = "opened"
+            except (DiskError, BadInput, OSError) as error:
+                self._fail(name, str(error))
+
+    def fail_volume(self, volume: str, why: str) -> None:
+        """Take every model of ``volume`` out."""
+        for name, model in self._models.items():
+            if volume_name(model) == volume and self.states[name] != "failed":
+                self._fail(name, why)
+        self.changed()
+
+    def _fail(self, name: str, why: str) -> None:
+        self.states[name] = "failed"
+        log(f"model {name} failed: {why}")
+
+    async def try_all(self, socket: Path) -> None:
+        """Run the canary on each opened model, as soon as its backend answers."""
+        for name in self._models:
+            if self.states[name] == "opened":
+                await self._try(name, socket)
+
+    async def _try(self, name: str, socket: Path) -> None:
+        deadline = time.monotonic() + CANARY_PATIENCE_SECONDS
+        why = ""
+        while time.monotonic() < deadline and self.states[name] == "opened":
+            try:
+                answer = await canary.ask(socket, name, CANARY_TIMEOUT_SECONDS)
+            except canary.NotYet as error:
+                why = str(error)
+                await asyncio.sleep(CANARY_RETRY_SECONDS)
+                continue
+            if canary.EXPECTED not in answer:
+                why = "the canary's answer was not the expected one"
+                break
+            if self.states[name] == "opened":  # a changed block may have been found meanwhile
+                self.states[name] = "ready"
+                log(f"model {name} ready")
+            self.changed()
+            return
+        if self.states[name] == "opened":
+            self._fail(name, why)
+            self.changed()
