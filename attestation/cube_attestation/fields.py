@@ -15,6 +15,7 @@ from .errors import BadInput
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 HEX32 = re.compile(r"[0-9a-f]{64}")
 ENVIRONMENT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+PCR_INDEX = re.compile(r"[0-9]|1[0-9]|2[0-3]")
 MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 
 
