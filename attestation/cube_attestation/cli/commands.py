@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each sub-command does: the edges (files, clock, network, terminal) around the pure core."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cube_attestation import bundle as bundles
+from cube_attestation import policy as policies
+from cube_attestation import times
+from cube_attestation.bundle import Bundle
+from cube_attestation.cmw import EVIDENCE
+from cube_attestation.errors import BadInput
+from cube_attestation.verdict import Verdict
+
+from . import human
+
+MAX_FILE = 128 << 20
+
+
+def run(options: argparse.Namespace) -> int:
+    """Dispatch; raises AttestationError for what goes wrong."""
+    command = {"verify": _verify, "inspect": _inspect, "explain": _explain}[options.command]
+    return command(options)
+
+
+def _read(path: str) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_FILE + 1)
+    except OSError as error:
+        raise BadInput(f"can't be read: {error.strerror}", where=path) from error
+    if len(data) > MAX_FILE:
+        raise BadInput(f"larger than {MAX_FILE >> 20} MiB", where=path)
+    return data
+
+
+def _write(path: str, data: bytes) -> None:
+    """The whole file or nothing."""
+    target = Path(path)
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+            os.chmod(temporary, 0o666 & ~_umask())  # noqa: PTH101 - mkstemp gives a string
+            os.replace(temporary, target)  # noqa: PTH105
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise BadInput(f"can't be written: {error.strerror}", where=path) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _clock(at: str | None) -> datetime:
+    return datetime.now(UTC).replace(microsecond=0) if at is None else times.parse(at, where="--at")
+
+
+def _nonce(text: str | None) -> bytes | None:
+    if text is None:
+        return None
+    try:
+        return bytes.fromhex(text)
+    except ValueError as error:
+        raise BadInput("is not hex", where="--nonce") from error
+
+
+def _verify(options: argparse.Namespace) -> int:
+    policy = policies.load(_read(options.policy), where=options.policy)
+    now = _clock(options.at)
+    if options.subject.startswith("https://"):
+        verdict = _verify_live(options, policy, now)
+    else:
+        if options.save or options.endorsements:
+            raise BadInput("only for a URL", where="--save" if options.save else "--endorsements")
+        bundle = bundles.load(_read(options.subject), where=options.subject)
+        verdict = _core(bundle, policy, now, _nonce(options.nonce), None)
+    if options.output:
+        text = verdict.dump() if options.format == "json" else human.render(verdict, colour=False).encode()
+        _write(options.output, text)
+    elif options.format == "json":
+        sys.stdout.write(verdict.dump().decode())
+    else:
+        sys.stdout.write(human.render(verdict, colour=human.wants_colour(sys.stdout)))
+    return verdict.exit_code
+
+
+def _core(
+    bundle: Bundle, policy: policies.Policy, now: datetime, nonce: bytes | None, tls_spki: str | None
+) -> Verdict:
+    from cube_attestation.verifier import verify
+
+    return verify(bundle, policy, now=now, nonce=nonce, tls_spki=tls_spki)
+
+
+def _verify_live(options: argparse.Namespace, policy: policies.Policy, now: datetime) -> Verdict:
+    from cube_attestation import client
+
+    if options.nonce is not None:
+        raise BadInput("a machine always gets a fresh nonce", where="--nonce", todo="leave it out with a URL")
+    nonce = secrets.token_bytes(32)
+    fetched = client.fetch(options.subject, nonce, timeout=options.timeout)
+    evidence = fetched.evidence
+    if options.endorsements:
+        known = bundles.load(_read(options.endorsements), where=options.endorsements)
+        for label, item in known.evidence.items.items():
+            if item.indicator != EVIDENCE and label not in evidence.items:
+                evidence = evidence.with_item(label, item.media_type, item.value, item.indicator)
+    bundle = Bundle(evidence)
+    if options.save:
+        _write(options.save, bundles.dump(bundle))
+    if options.at is None:
+        now = _clock(None)  # fetching takes a while, and guest time is compared with this
+    return _core(bundle, policy, now, nonce, fetched.tls_spki)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from cube_attestation.describe import describe
+
+    for i, path in enumerate(options.files):
+        try:
+            lines = describe(_read(path))
+        except BadInput as error:
+            raise BadInput(error.what, where=error.where or path, todo=error.todo) from error
+        if len(options.files) > 1:
+            print(f"{'' if i == 0 else chr(10)}{path}:")
+        print("\n".join(lines))
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from cube_attestation.explain import explain
+
+    policy = policies.load(_read(options.policy), where=options.policy)
+    bundle = bundles.load(_read(options.subject), where=options.subject)
+    verdict = _core(bundle, policy, _clock(options.at), None, None)
+    explanation = explain(bundle)
+    sys.stdout.write(human.render_explanation(verdict, explanation, colour=human.wants_colour(sys.stdout)))
+    return verdict.exit_code
