@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Certificate revocation lists (RFC 5280, section 5), complete ones only."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+
+from cube_attestation.errors import BadInput
+
+from . import der
+from .certificate import read_extensions
+
+MAX_BYTES = 512 << 10
+MAX_ENTRIES = 16384
+
+_PEM = re.compile(rb"\s*-----BEGIN X509 CRL-----([A-Za-z0-9+/=\s]+)-----END X509 CRL-----\s*")
+
+
+@dataclass(frozen=True, eq=False)
+class Crl:
+    """A complete list of one issuer. ``issuer`` and ``algorithm`` are whole DER elements."""
+
+    tbs: bytes = field(repr=False)
+    issuer: bytes = field(repr=False)
+    algorithm: bytes = field(repr=False)
+    signature: bytes = field(repr=False)
+    this_update: datetime
+    next_update: datetime
+    revoked: frozenset[int]
+    digest: str
+
+
+def load(data: bytes, *, where: str) -> Crl:
+    """A list in DER or PEM. Raises BadInput, also for deltas, partial, indirect and endless lists."""
+    if len(data) > 2 * MAX_BYTES:
+        raise BadInput(f"larger than {MAX_BYTES >> 10} KiB", where=where)
+    if (match := _PEM.fullmatch(data)) is not None:
+        try:
+            data = base64.b64decode(b"".join(match.group(1).split()), validate=True)
+        except binascii.Error as error:
+            raise BadInput("PEM with broken base64", where=where) from error
+    try:
+        return parse(data)
+    except BadInput as error:
+        raise BadInput(f"{error.where}: {error.what}", where=where, todo=error.todo) from error
+
+
+@lru_cache(maxsize=16)
+def parse(data: bytes) -> Crl:
+    """One DER CertificateList and nothing after it. Raises BadInput."""
+    what = "CRL"
+    if len(data) > MAX_BYTES:
+        raise BadInput(f"larger than {MAX_BYTES >> 10} KiB", where=what)
+    outer = der.Cursor(data, what)
+    whole = outer.inner()
+    outer.done()
+    tbs = whole.whole(der.SEQUENCE)
+    algorithm = whole.whole(der.SEQUENCE)
+    signature = whole.bits()
+    whole.done()
+    body = der.Cursor(tbs, what).inner()
+    if body.integer(1) != 1:
+        raise BadInput("not of version 2", where=what)
+    if body.whole(der.SEQUENCE) != algorithm:
+        raise BadInput("two different signature algorithms", where=what)
+    issuer = body.whole(der.SEQUENCE)
+    this_update = body.time()
+    if body.peek() not in (der.UTC_TIME, der.GENERALIZED_TIME):
+        raise BadInput("names no next update", where=what)
+    next_update = body.time()
+    revoked = _entries(body.inner(), what) if body.peek() == der.SEQUENCE else frozenset()
+    if body.more():
+        for oid, extension in read_extensions(body.inner(0xA0), what).items():
+            if extension.critical:
+                raise BadInput(f"has the critical extension {der.dotted(oid)}, so it is not complete", where=what)
+    body.done()
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    return Crl(tbs, issuer, algorithm, signature, this_update, next_update, revoked, digest)
+
+
+def _entries(cursor: der.Cursor, what: str) -> frozenset[int]:
+    found: set[int] = set()
+    count = 0
+    while cursor.more():
+        count += 1
+        if count > MAX_ENTRIES:
+            raise BadInput(f"more than {MAX_ENTRIES} entries", where=what)
+        entry = cursor.inner()
+        found.add(entry.integer())
+        entry.time()
+        if entry.more():
+            extensions = entry.inner()
+            while extensions.more():
+                extension = extensions.inner()
+                oid = extension.take(der.OID)
+                if extension.peek() == der.BOOLEAN and extension.boolean():
+                    raise BadInput(f"an entry has the critical extension {der.dotted(oid)}", where=what)
+        entry.done()
+    return frozenset(found)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Public keys and signatures of certificates. Both are pure functions of bytes, so their results are kept."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from itertools import product
+from typing import TYPE_CHECKING
+
+from cube_attestation.errors import BadInput
+
+from . import der
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+# Answers, not certificates, are kept: some 100 bytes each. Keys are a few kilobytes each.
+KEPT_SIGNATURES, KEPT_KEYS = 4096, 256
+MAX_SPKI = 2048  # an RSA key of 8192 bits needs 1,062 bytes
+
+_NULL = der.encode(der.NULL)
+_SHA2 = {"sha256": "2.16.840.1.101.3.4.2.1", "sha384": "2.16.840.1.101.3.4.2.2", "sha512": "2.16.840.1.101.3.4.2.3"}
+
+
+def _identifier(dotted: str, *parameters: bytes) -> bytes:
+    return der.encode(der.SEQUENCE, der.encode(der.OID, der.oid(dotted)), *parameters)
+
+
+def _algorithms() -> dict[bytes, tuple[str, str]]:
+    """Every AlgorithmIdentifier that is accepted, as its whole encoding: no parameters are interpreted.
+
+    RSA-PSS only with one hash for both uses and a salt of the hash's size. SHA-1 and MD5 are not among them.
+    """
+    table: dict[bytes, tuple[str, str]] = {}
+    for i, name in enumerate(_SHA2):
+        table[_identifier(f"1.2.840.10045.4.3.{i + 2}")] = ("ecdsa", name)
+        table[_identifier(f"1.2.840.113549.1.1.{i + 11}", _NULL)] = ("rsassa", name)
+        salt = der.encode(der.INTEGER, bytes([hashlib.new(name).digest_size]))
+        trailer = der.encode(0xA3, der.encode(der.INTEGER, b"\1"))  # the default, which AMD writes out
+        for hash_null, mask_null, last in product((_NULL, b""), (_NULL, b""), (b"", trailer)):
+            mask = _identifier("1.2.840.113549.1.1.8", _identifier(_SHA2[name], mask_null))
+            parameters = der.encode(
+                der.SEQUENCE,
+                der.encode(0xA0, _identifier(_SHA2[name], hash_null)),
+                der.encode(0xA1, mask),
+                der.encode(0xA2, salt),
+                last,
+            )
+            table[_identifier("1.2.840.113549.1.1.10", parameters)] = ("rsapss", name)
+    return table
+
+
+ALGORITHMS = _algorithms()
+
+
+def spki_digest(spki: bytes) -> str:
+    """``sha256:<hex>`` of a DER SubjectPublicKeyInfo: how anchors are named."""
+    return "sha256:" + hashlib.sha256(spki).hexdigest()
+
+
+@lru_cache(maxsize=KEPT_KEYS)
+def public_key(spki: bytes) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey:
+    """An RSA key of 2048 to 8192 bits or one on P-256, P-384 or P-521. Raises BadInput for all others."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+    from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+    if len(spki) > MAX_SPKI:
+        raise BadInput(f"a public key of {len(spki)} bytes", where="SubjectPublicKeyInfo")
+    try:
+        key = load_der_public_key(spki)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise BadInput(f"no public key: {str(error)[:100]}", where="SubjectPublicKeyInfo") from error
+    if isinstance(key, rsa.RSAPublicKey) and 2048 <= key.key_size <= 8192:
+        return key
+    if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in ("secp256r1", "secp384r1", "secp521r1"):
+        return key
+    raise BadInput("a key of a type or size that is not accepted", where="SubjectPublicKeyInfo")
+
+
+def verify(spki: bytes, algorithm: bytes, signed: bytes, signature: bytes) -> bool:
+    """Whether ``signature`` over ``signed`` is by ``spki``. ``algorithm`` is a whole AlgorithmIdentifier.
+
+    Algorithms and keys that are not accepted give False.
+    """
+    known = ALGORITHMS.get(algorithm)
+    if known is None:
+        return False
+    digest = hashlib.new(known[1], signed).digest()
+    return _verify(spki, *known, digest, signature)
+
+
+@lru_cache(maxsize=KEPT_SIGNATURES)
+def _verify(spki: bytes, scheme: str, hash_name: str, digest: bytes, signature: bytes) -> bool:
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+    from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
+
+    known: dict[str, hashes.HashAlgorithm] = {
+        "sha256": hashes.SHA256(),
+        "sha384": hashes.SHA384(),
+        "sha512": hashes.SHA512(),
+    }
+    hashed = known[hash_name]
+    try:
+        key = public_key(spki)
+        if isinstance(key, ec.EllipticCurvePublicKey):
+            if scheme != "ecdsa":
+                return False
+            key.verify(signature, digest, ec.ECDSA(Prehashed(hashed)))
+            return True
+        if scheme == "ecdsa" or not isinstance(key, rsa.RSAPublicKey):
+            return False
+        pad: padding.AsymmetricPadding = padding.PKCS1v15()
+        if scheme == "rsapss":
+            pad = padding.PSS(padding.MGF1(hashed), hashed.digest_size)
+        key.verify(signature, digest, pad, Prehashed(hashed))
+    except (InvalidSignature, BadInput, ValueError):
+        return False
+    return True
