@@ -1,0 +1,403 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is an authentic quote acceptable? A rule for every field of the TD report, for TCB, collateral and platform.
+
+Field meanings: Intel TDX Module ABI (TD attributes, XFAM); TCB statuses: Intel PCS API v4.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from cube_attestation import jcs, times
+from cube_attestation.errors import BadInput
+from cube_attestation.fields import Fields
+from cube_attestation.tpm.eventlog import EventLog
+from cube_attestation.verdict import Comparison, ItemVerdict, Reason
+
+from . import abi, ccel
+from .collateral import STATUSES
+from .tcb import NOT_SUPPORTED
+from .verify import Verification
+
+DEBUG, SEPT_VE_DISABLE = 1 << 0, 1 << 28
+ATTRIBUTES = {
+    0: "DEBUG",
+    27: "LASS",
+    28: "SEPT_VE_DISABLE",
+    29: "MIGRATABLE",
+    30: "PKS",
+    31: "KL",
+    62: "TPA",
+    63: "PERFMON",
+}
+XFAM_REQUIRED = 0x3  # x87 and SSE: the module refuses TDs without
+XFAM_ALLOWED = 0x6DBE7  # what TDX 1.0 and 1.5 can give: AVX, AVX-512, PT, PKRU, CET, ULI, LBR, AMX
+ZERO48 = bytes(48)
+
+# Statuses that a policy can never take
+NEVER = ("Revoked", NOT_SUPPORTED)
+STATUS_CODES = {
+    "SWHardeningNeeded": "tdx.tcb.sw_hardening_needed",
+    "ConfigurationNeeded": "tdx.tcb.configuration_needed",
+    "ConfigurationAndSWHardeningNeeded": "tdx.tcb.configuration_and_sw_hardening_needed",
+    "OutOfDate": "tdx.tcb.out_of_date",
+    "OutOfDateConfigurationNeeded": "tdx.tcb.out_of_date_configuration_needed",
+    "Revoked": "tdx.tcb.revoked",
+    NOT_SUPPORTED: "tdx.tcb.not_supported",
+}
+MEASUREMENTS = ("mr_td", "mr_seam", "mr_config_id", "mr_owner", "mr_owner_config")
+PLATFORM_FLAGS = ("dynamic_platform", "cached_keys", "smt_enabled")
+
+
+@dataclass(frozen=True)
+class TdxPolicy:
+    """What a verifier accepts of a TD. The defaults hold for any TD and pin no identity: None means not compared.
+
+    Lists hold allowed values (measurements 48 bytes, SHA-384). ``rtmrs[i]`` None: RTMRi must then be explained by
+    the event log and ``events`` if ``explain_rtmrs``, else it is not compared. DEBUG is refused whatever is set.
+    """
+
+    mr_td: tuple[bytes, ...] | None = None
+    mr_seam: tuple[bytes, ...] | None = None
+    mr_config_id: tuple[bytes, ...] | None = None
+    mr_owner: tuple[bytes, ...] | None = None
+    mr_owner_config: tuple[bytes, ...] | None = None
+    mr_service_td: tuple[bytes, ...] | None = (ZERO48,)
+    rtmrs: tuple[tuple[bytes, ...] | None, ...] = (None, None, None, None)
+    explain_rtmrs: bool = False
+    events: tuple[ccel.EventRule, ...] = ()
+    secure_boot: bool | None = None
+    attributes_required: int = SEPT_VE_DISABLE
+    attributes_allowed: int = SEPT_VE_DISABLE
+    xfam_required: int = XFAM_REQUIRED
+    xfam_allowed: int = XFAM_ALLOWED
+    min_tee_tcb_svn: bytes = bytes(16)
+    tcb_statuses: tuple[str, ...] = ("UpToDate",)
+    advisories: tuple[str, ...] = ()  # judged harmless; those of any accepted status must be among them
+    min_evaluation_number: int = 0
+    max_collateral_age_s: int | None = None
+    fmspcs: tuple[bytes, ...] | None = None
+    ppids: tuple[bytes, ...] | None = None
+    refuse_platforms: tuple[str, ...] = ()  # names among PLATFORM_FLAGS
+
+
+def appraise(
+    found: Verification,
+    policy: TdxPolicy,
+    *,
+    report_data: bytes | None = None,
+    log: EventLog | None = None,
+    item: str = "tdx-quote",
+) -> ItemVerdict:
+    """Judge what ``verify`` found. ``report_data``: the 64 bytes that the quote must carry; None: not compared.
+
+    ``log``: the parsed CCEL; one that does not replay to the quote's RTMRs is not authentic. Never raises for a
+    well-formed quote.
+    """
+    report = found.quote.body
+    if not isinstance(report, abi.TdReport):
+        reason = Reason("tdx.quote.not_tdx", "this quote is of an SGX enclave, not of a TD")
+        return ItemVerdict(item, found.forged, (reason,), (), _platform_facts(found))
+    judge = _Judge(found, policy, report)
+    judge.identity()
+    judge.attributes()
+    judge.registers(log)
+    judge.tcb()
+    judge.collateral()
+    judge.platform()
+    if report_data is not None:
+        judge.report_data(report_data)
+    forged = found.forged + (ccel.check(log, report) if log else ())
+    facts = {**_platform_facts(found), **_report_facts(report), **judge.facts}
+    return ItemVerdict(item, forged, tuple(judge.refused), tuple(judge.compared), facts)
+
+
+class _Judge:
+    def __init__(self, found: Verification, policy: TdxPolicy, report: abi.TdReport) -> None:
+        self.found, self.policy, self.report = found, policy, report
+        self.refused: list[Reason] = []
+        self.compared: list[Comparison] = []
+        self.facts: dict[str, jcs.Json] = {}
+
+    def refuse(self, code: str, words: str) -> None:
+        self.refused.append(Reason(code, words))
+
+    def one_of(self, what: str, code: str, value: bytes, allowed: Collection[bytes]) -> None:
+        expected = value if value in allowed else next(iter(allowed), b"")
+        self.compared.append(Comparison(what, expected.hex() or "nothing is allowed", value.hex()))
+        if value not in allowed:
+            self.refuse(code, f"{what} {value.hex()[:16]}… is none of the {len(allowed)} allowed values")
+
+    def identity(self) -> None:
+        for name in MEASUREMENTS:
+            allowed = getattr(self.policy, name)
+            if allowed is not None:
+                short = name.replace("_", "")
+                self.one_of(short.upper(), f"tdx.{short}.not_allowed", getattr(self.report, name), allowed)
+        service = self.report.mr_service_td
+        if service is not None and self.policy.mr_service_td is not None:
+            self.one_of("MRSERVICETD", "tdx.mrservicetd.not_allowed", service, self.policy.mr_service_td)
+
+    def attributes(self) -> None:
+        mask, policy = self.report.attributes, self.policy
+        if mask & DEBUG:
+            self.refuse("tdx.attributes.debug", "the TD is debuggable: its host reads and writes its memory")
+        if policy.attributes_required & SEPT_VE_DISABLE and not mask & SEPT_VE_DISABLE:
+            self.refuse(
+                "tdx.attributes.sept_ve_disable",
+                "SEPT_VE_DISABLE is off: the host can raise exceptions in the guest",
+            )
+        if missing := policy.attributes_required & ~mask & ~SEPT_VE_DISABLE:
+            self.refuse("tdx.attributes.not_allowed", f"TD attributes lack {_bits(missing, ATTRIBUTES)}")
+        if extra := mask & ~policy.attributes_allowed & ~policy.attributes_required & ~DEBUG:
+            self.refuse("tdx.attributes.not_allowed", f"TD attributes have {_bits(extra, ATTRIBUTES)}")
+        xfam = self.report.xfam
+        if missing := policy.xfam_required & ~xfam:
+            self.refuse("tdx.xfam.not_allowed", f"XFAM 0x{xfam:x} lacks {_bits(missing, {})}")
+        if extra := xfam & ~policy.xfam_allowed & ~policy.xfam_required:
+            self.refuse("tdx.xfam.not_allowed", f"XFAM 0x{xfam:x} has {_bits(extra, {})}")
+        svn = self.report.tee_tcb_svn
+        if any(have < need for have, need in zip(svn, policy.min_tee_tcb_svn, strict=True)):
+            lowest = policy.min_tee_tcb_svn.hex()
+            self.refuse("tdx.tee_tcb_svn.too_low", f"TEE_TCB_SVN {svn.hex()} is below {lowest}")
+
+    def registers(self, log: EventLog | None) -> None:
+        replayed = ccel.replay(log) if log else None
+        for i, (value, allowed) in enumerate(zip(self.report.rtmrs, self.policy.rtmrs, strict=True)):
+            if allowed is not None:
+                self.one_of(f"RTMR{i}", "tdx.rtmr.mismatch", value, allowed)
+            if log and replayed and replayed[i] == value:
+                self.events(log, i, decide=allowed is None and self.policy.explain_rtmrs)
+            elif allowed is None and self.policy.explain_rtmrs and any(value):
+                words = f"RTMR{i} is neither pinned by the policy nor explained by an event log"
+                self.refuse("tdx.rtmr.unexplained", words)
+
+    def events(self, log: EventLog, rtmr: int, *, decide: bool) -> None:
+        policy = self.policy
+        findings, reasons = ccel.appraise(log, rtmr, policy.events, secure_boot=policy.secure_boot)
+        if decide:
+            self.refused += reasons
+        self.facts[f"rtmr{rtmr}_events"] = [
+            {"type": f.type, "label": f.label, "sha384": f.digest.hex(), "state": f.state, "words": f.words}
+            for f in findings
+        ]
+
+    def tcb(self) -> None:
+        tcb = self.found.tcb
+        if tcb is None:
+            self.refuse("tdx.tcb.unknown", "the TCB status can't be told without a platform and its collateral")
+            return
+        self.compared.append(
+            Comparison(
+                "TCB status",
+                tcb.status if tcb.status in self.policy.tcb_statuses else self.policy.tcb_statuses[0],
+                tcb.status,
+            )
+        )
+        if tcb.status in NEVER or tcb.status not in self.policy.tcb_statuses:
+            since = f", as of {times.format_time(tcb.date)}" if tcb.date else ""
+            parts = f"platform {tcb.platform}, TDX module {tcb.module}, quoting enclave {tcb.enclave}"
+            open_ones = f"; {', '.join(tcb.advisories)}" if tcb.advisories else ""
+            code = STATUS_CODES.get(tcb.status, "tdx.tcb.unknown")
+            self.refuse(code, f"TCB {tcb.status}{since} ({parts}{open_ones})")
+        else:
+            for advisory in tcb.advisories:
+                if advisory not in self.policy.advisories:
+                    self.refuse("tdx.tcb.advisory_not_accepted", f"{advisory} is open on this platform")
+
+    def collateral(self) -> None:
+        found, lowest = self.found, self.policy.min_evaluation_number
+        for words, document in (("TCB info", found.tcb_info), ("QE identity", found.qe_identity)):
+            if document is not None and document.evaluation_number < lowest:
+                number = document.evaluation_number
+                words = f"the {words} is of TCB recovery {number}, the policy wants {lowest} or later"
+                self.refuse("collateral.evaluation_number_too_low", words)
+        limit = self.policy.max_collateral_age_s
+        if limit is not None and found.oldest is not None:
+            age = int((found.now - found.oldest).total_seconds())
+            if age > limit:
+                self.refuse("collateral.too_old", f"collateral is {age} s old, the policy allows {limit} s")
+
+    def platform(self) -> None:
+        pck, policy = self.found.pck, self.policy
+        if pck is None:
+            return
+        if policy.fmspcs is not None and pck.fmspc not in policy.fmspcs:
+            self.refuse("tdx.platform.not_allowed", f"FMSPC {pck.fmspc.hex()} is none of those allowed")
+        if policy.ppids is not None and pck.ppid not in policy.ppids:
+            self.refuse("tdx.platform.not_allowed", f"platform {pck.ppid.hex()} is none of those allowed")
+        for name in policy.refuse_platforms:
+            if getattr(pck, name) is not False:
+                said = "says" if getattr(pck, name) else "does not deny"
+                self.refuse("tdx.platform.flag_refused", f"Intel's certificate {said} {name}")
+
+    def report_data(self, expected: bytes) -> None:
+        value = self.report.report_data
+        self.compared.append(Comparison("REPORTDATA", expected.hex(), value.hex()))
+        if value != expected:
+            words = f"REPORTDATA {value.hex()[:16]}… is not {expected.hex()[:16]}…"
+            self.refuse("tdx.report_data.mismatch", words)
+
+
+def _bits(mask: int, names: dict[int, str]) -> str:
+    return ", ".join(names.get(i, f"bit {i}") for i in range(mask.bit_length()) if mask >> i & 1)
+
+
+def _platform_facts(found: Verification) -> dict[str, jcs.Json]:
+    quote = found.quote
+    facts: dict[str, jcs.Json] = {
+        "quote_version": quote.version,
+        "tee": "tdx" if quote.tee == abi.TEE_TDX else "sgx",
+        "trailing_bytes": len(quote.trailing),
+        "qe_isv_svn": quote.qe_report.isv_svn,
+    }
+    if found.pck is not None:
+        pck = found.pck
+        facts |= {
+            "fmspc": pck.fmspc.hex(),
+            "ppid": pck.ppid.hex(),
+            "pce_id": pck.pce_id.hex(),
+            "pce_svn": pck.pce_svn,
+            "cpu_svn": pck.cpu_svn.hex(),
+            **{name: getattr(pck, name) for name in PLATFORM_FLAGS},
+        }
+    if found.tcb is not None:
+        tcb = found.tcb
+        facts |= {
+            "tcb_status": tcb.status,
+            "tcb_platform": tcb.platform,
+            "tcb_module": tcb.module,
+            "tcb_enclave": tcb.enclave,
+            "tcb_date": times.format_time(tcb.date) if tcb.date else None,
+            "advisories": list(tcb.advisories),
+        }
+    if found.tcb_info is not None:
+        facts["tcb_evaluation_number"] = found.tcb_info.evaluation_number
+    if found.oldest is not None and found.next_update is not None:
+        facts |= {
+            "collateral_oldest": times.format_time(found.oldest),
+            "collateral_next_update": times.format_time(found.next_update),
+        }
+    return facts
+
+
+def _report_facts(report: abi.TdReport) -> dict[str, jcs.Json]:
+    facts: dict[str, jcs.Json] = {
+        "tee_tcb_svn": report.tee_tcb_svn.hex(),
+        "mr_seam": report.mr_seam.hex(),
+        "mr_signer_seam": report.mr_signer_seam.hex(),
+        "seam_attributes": f"{report.seam_attributes:016x}",
+        "attributes": f"{report.attributes:016x}",
+        "attributes_words": _bits(report.attributes, ATTRIBUTES),
+        "xfam": f"{report.xfam:016x}",
+        **{name: getattr(report, name).hex() for name in MEASUREMENTS if name != "mr_seam"},
+        **{f"rtmr{i}": value.hex() for i, value in enumerate(report.rtmrs)},
+        "report_data": report.report_data.hex(),
+    }
+    if report.tee_tcb_svn2 is not None and report.mr_service_td is not None:
+        facts |= {"tee_tcb_svn2": report.tee_tcb_svn2.hex(), "mr_service_td": report.mr_service_td.hex()}
+    return facts
+
+
+# The policy file's [tdx] section
+
+_HEX48 = re.compile(r"[0-9a-f]{96}")
+_MASK = re.compile(r"0x[0-9a-f]{1,16}")
+_ADVISORY = re.compile(r"[A-Z0-9-]{1,40}")
+
+
+def read_policy(fields: Fields) -> TdxPolicy:
+    """Read the ``[tdx]`` section (docs/evidence/tdx.md). Raises BadInput that names the member.
+
+    A policy file must say which firmware it takes (``mrtd``), and every register that it does not pin must be
+    explained by the event log and ``[[tdx.events]]``. Fields that it leaves out must be zero.
+    """
+    policy = TdxPolicy(
+        mr_td=_values(fields, "mrtd"),
+        mr_seam=_values(fields, "mrseam") if fields.has("mrseam") else None,
+        mr_config_id=_values(fields, "mrconfigid") if fields.has("mrconfigid") else (ZERO48,),
+        mr_owner=_values(fields, "mrowner") if fields.has("mrowner") else (ZERO48,),
+        mr_owner_config=_values(fields, "mrownerconfig") if fields.has("mrownerconfig") else (ZERO48,),
+        mr_service_td=_values(fields, "mrservicetd") if fields.has("mrservicetd") else (ZERO48,),
+        rtmrs=tuple(_values(fields, f"rtmr{i}") if fields.has(f"rtmr{i}") else None for i in range(4)),
+        explain_rtmrs=True,
+        events=_events(fields) if fields.has("events") else (),
+        secure_boot=fields.boolean("secure_boot") if fields.has("secure_boot") else None,
+        attributes_required=_mask(fields, "attributes_required", SEPT_VE_DISABLE),
+        attributes_allowed=_mask(fields, "attributes_allowed", SEPT_VE_DISABLE),
+        xfam_required=_mask(fields, "xfam_required", XFAM_REQUIRED),
+        xfam_allowed=_mask(fields, "xfam_allowed", XFAM_ALLOWED),
+        min_tee_tcb_svn=fields.hexadecimal("min_tee_tcb_svn", 16, 16)
+        if fields.has("min_tee_tcb_svn")
+        else bytes(16),
+        tcb_statuses=_statuses(fields) if fields.has("tcb_statuses") else ("UpToDate",),
+        advisories=fields.texts("advisories", 256, pattern=_ADVISORY) if fields.has("advisories") else (),
+        min_evaluation_number=_number(fields, "min_tcb_evaluation_number") or 0,
+        max_collateral_age_s=_number(fields, "max_collateral_age_s"),
+        fmspcs=_hexes(fields, "fmspcs", 6) if fields.has("fmspcs") else None,
+        ppids=_hexes(fields, "ppids", 16) if fields.has("ppids") else None,
+        refuse_platforms=_flags(fields) if fields.has("refuse_platforms") else (),
+    )
+    fields.done()
+    if (policy.attributes_allowed | policy.attributes_required) & DEBUG:
+        raise BadInput("allows DEBUG", where=fields.path("attributes_allowed"), todo="a debug TD has no secrets")
+    return policy
+
+
+def _values(fields: Fields, name: str) -> tuple[bytes, ...]:
+    found = tuple(bytes.fromhex(text) for text in fields.texts(name, 256, pattern=_HEX48))
+    if not found:
+        raise BadInput("is empty, so nothing could ever be accepted", where=fields.path(name), todo="name a value")
+    return found
+
+
+def _hexes(fields: Fields, name: str, size: int) -> tuple[bytes, ...]:
+    pattern = re.compile(f"[0-9a-f]{{{2 * size}}}")
+    return tuple(bytes.fromhex(text) for text in fields.texts(name, 1024, pattern=pattern))
+
+
+def _mask(fields: Fields, name: str, default: int) -> int:
+    return int(fields.text(name, pattern=_MASK), 16) if fields.has(name) else default
+
+
+def _number(fields: Fields, name: str) -> int | None:
+    return fields.integer(name, 0, 2**31) if fields.has(name) else None
+
+
+def _statuses(fields: Fields) -> tuple[str, ...]:
+    found = fields.texts("tcb_statuses", len(STATUSES))
+    for status in found:
+        if status not in STATUSES or status in NEVER:
+            known = ", ".join(s for s in STATUSES if s not in NEVER)
+            raise BadInput(f"{status[:40]!r} is none of {known}", where=fields.path("tcb_statuses"))
+    if not found:
+        raise BadInput("is empty, so nothing could ever be accepted", where=fields.path("tcb_statuses"))
+    return found
+
+
+def _flags(fields: Fields) -> tuple[str, ...]:
+    found = fields.texts("refuse_platforms", len(PLATFORM_FLAGS))
+    for name in found:
+        if name not in PLATFORM_FLAGS:
+            words = f"{name[:40]!r} is none of {', '.join(PLATFORM_FLAGS)}"
+            raise BadInput(words, where=fields.path("refuse_platforms"))
+    return found
+
+
+def _events(fields: Fields) -> tuple[ccel.EventRule, ...]:
+    found: list[ccel.EventRule] = []
+    for i, entry in enumerate(fields.array("events", 512)):
+        rule = Fields(entry, f"{fields.path('events')}[{i}]")
+        found.append(
+            ccel.EventRule(
+                rtmr=rule.integer("rtmr", 0, 3),
+                type=rule.text("type", limit=64),
+                label=rule.text("label", limit=128),
+                digests=_values(rule, "digests"),
+                required=rule.boolean("required") if rule.has("required") else True,
+            )
+        )
+        rule.done()
+    return tuple(found)

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which TCB level a platform, a TDX module and a quoting enclave have, and the status of all together.
+
+Intel SGX/TDX PCS API v4, "Get TDX TCB Info" and "Get TD QE Identity": determining the TCB status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from . import abi
+from .collateral import STATUSES, ModuleIdentity, QeIdentity, TcbInfo, TcbLevel
+
+NOT_SUPPORTED = "NotSupported"  # no published level is as low as this
+
+
+@dataclass(frozen=True)
+class Tcb:
+    """TCB of the whole and of its parts; each is a status of Intel's, or NotSupported. ``module`` is None for SGX.
+
+    ``date`` is the earliest tcbDate among the parts: what Intel fixed after it may be open here.
+    """
+
+    status: str
+    platform: str
+    module: str | None
+    enclave: str
+    advisories: tuple[str, ...]
+    date: datetime | None
+
+
+def worst(statuses: Iterable[str]) -> str:
+    """The status of a whole: revoked over all else, then old, to be configured, to be hardened, taken together."""
+    statuses = list(statuses)
+    if NOT_SUPPORTED in statuses:
+        return NOT_SUPPORTED
+    wrong = frozenset[str]().union(*(STATUSES[status] for status in statuses))
+    if "revoked" in wrong:
+        return "Revoked"
+    if "old" in wrong:  # what must be updated anyway needs no advice on software hardening
+        wrong = wrong - {"hardening"}
+    return next(status for status, parts in STATUSES.items() if parts == wrong)
+
+
+def evaluate(info: TcbInfo, identity: QeIdentity, pck: abi.PckExtension, quote: abi.Quote) -> Tcb:
+    """The TCB of ``quote``'s platform; the documents must be about it (kind, FMSPC), which the caller checked."""
+    report = quote.body if isinstance(quote.body, abi.TdReport) else None
+    platform = platform_level(info, pck, report)
+    levels = [platform, enclave_level(identity, quote.qe_report)]
+    names = [level.status if level else NOT_SUPPORTED for level in levels]
+    module = None
+    # TDX 1.0 modules (major version 0) have no levels of their own: the platform's components 0 and 1 cover them
+    if report is not None and report.tee_tcb_svn[1]:
+        found = module_identity(info, report)
+        level = _first(found.levels, report.tee_tcb_svn[0]) if found else None
+        levels.append(level)
+        module = level.status if level else NOT_SUPPORTED
+    elif report is not None:
+        module = names[0]
+    advisories = dict.fromkeys(advisory for level in levels if level for advisory in level.advisories)
+    return Tcb(
+        status=worst([*names, *([module] if module else [])]),
+        platform=names[0],
+        module=module,
+        enclave=names[1],
+        advisories=tuple(sorted(advisories)),
+        date=min((level.date for level in levels if level), default=None),
+    )
+
+
+def platform_level(info: TcbInfo, pck: abi.PckExtension, report: abi.TdReport | None) -> TcbLevel | None:
+    """The first level whose SVNs this platform all reaches: 16 SGX components, PCESVN and, for TDX, its components.
+
+    From TDX 1.5 on the first two TDX components are the module's minor and major version, which have own levels.
+    """
+    svns = report.tee_tcb_svn if report else b""
+    start = 2 if svns and svns[1] else 0
+    for level in info.levels:
+        if (
+            _reaches(pck.cpu_svn, level.sgx)
+            and pck.pce_svn >= level.svn
+            and (report is None or _reaches(svns[start:], level.tdx[start:]))
+        ):
+            return level
+    return None
+
+
+def enclave_level(identity: QeIdentity, report: abi.SgxReport) -> TcbLevel | None:
+    """The first level that the quoting enclave's ISVSVN reaches."""
+    return _first(identity.levels, report.isv_svn)
+
+
+def module_identity(info: TcbInfo, report: abi.TdReport) -> ModuleIdentity | None:
+    """The identity of the module that made ``report``: by its major version, or the 1.0 module's."""
+    major = report.tee_tcb_svn[1]
+    if not major:
+        return info.module
+    return next((module for module in info.modules if module.id == f"TDX_{major:02X}"), None)
+
+
+def module_mismatch(module: ModuleIdentity, report: abi.TdReport) -> str:
+    """In words what of the module's identity does not match, or an empty string."""
+    if report.mr_signer_seam != module.mr_signer:
+        return f"the TDX module is signed by {report.mr_signer_seam.hex()[:16]}…, not by Intel"
+    if report.seam_attributes & module.attributes_mask != module.attributes:
+        return f"SEAM attributes 0x{report.seam_attributes:x} where 0x{module.attributes:x} belong"
+    return ""
+
+
+def enclave_mismatch(identity: QeIdentity, report: abi.SgxReport) -> str:
+    """In words what of the quoting enclave's identity does not match, or an empty string."""
+    if report.mr_signer != identity.mr_signer:
+        return f"MRSIGNER {report.mr_signer.hex()[:16]}… is not {identity.mr_signer.hex()[:16]}…"
+    if report.isv_prod_id != identity.isv_prod_id:
+        return f"ISVPRODID {report.isv_prod_id} is not {identity.isv_prod_id}"
+    if int.from_bytes(report.misc_select) & identity.misc_select_mask != identity.misc_select:
+        return f"MISCSELECT {report.misc_select.hex()} does not match"
+    if int.from_bytes(report.attributes) & identity.attributes_mask != identity.attributes:
+        return f"attributes {report.attributes.hex()} do not match"
+    return ""
+
+
+def _reaches(found: bytes, lowest: bytes) -> bool:
+    return all(have >= need for have, need in zip(found, lowest, strict=True))
+
+
+def _first(levels: tuple[TcbLevel, ...], svn: int) -> TcbLevel | None:
+    return next((level for level in levels if svn >= level.svn), None)
