@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is a device's report authentic? Certificate chain to NVIDIA's root, firmware identity, signature, nonce."""
+
+from __future__ import annotations
+
+import hmac
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from cube_attestation import x509chain
+from cube_attestation.errors import BadInput, NotAuthentic
+from cube_attestation.verdict import Reason
+from cube_attestation.x509 import der
+
+from . import abi, chains
+
+if TYPE_CHECKING:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+# DICE TcbInfo as Hopper writes it, and as Blackwell does
+FWID_OIDS = ("2.23.133.5.4.1", "2.23.133.5.4.1.1")
+_SHA384 = bytes.fromhex("608648016503040202")
+_CHIP = re.compile(r"([A-Z]{1,4}_?[0-9A-Z]{2,6}) ")
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A verified device chain and what it says, valid between the two times.
+
+    ``pdi``: the device's identifier, from the serial number of the boot ROM's certificate; ``serial``: the leaf's.
+    """
+
+    path: chains.Path
+    key: ec.EllipticCurvePublicKey
+    chip: str
+    serial: str
+    pdi: bytes
+    fwids: frozenset[bytes]
+
+    @property
+    def not_before(self) -> datetime:
+        return self.path.not_before
+
+    @property
+    def not_after(self) -> datetime:
+        return self.path.not_after
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device: its parsed report, its chain if that holds, and what keeps the whole from being authentic."""
+
+    report: abi.Report
+    leaf: Leaf | None
+    reasons: tuple[Reason, ...]
+
+    @property
+    def chip(self) -> str:
+        """``GH100``, ``GB100``, ``LS10``: the signed chip field, else the certified name."""
+        named = self.report.text(abi.CHIP_INFO)
+        return (named or (self.leaf.chip if self.leaf else "")).replace("_", "").upper()
+
+
+_kept: chains.Verified[Leaf] = chains.Verified()
+
+
+def verify(
+    evidence: abi.Evidence,
+    anchors: frozenset[str],
+    now: datetime,
+    *,
+    nonce: bytes | None = None,
+    fwid_required: bool = True,
+) -> Device:
+    """Check one device at ``now``. ``nonce``: the 32 bytes that the request must carry, None to leave them alone.
+
+    Raises BadInput for bytes that are no report or no certificates; everything else becomes reasons.
+    """
+    report = abi.parse_report(evidence.report)
+    reasons: list[Reason] = []
+    leaf: Leaf | None = None
+    try:
+        leaf = _kept.get(evidence.chain, anchors, now, lambda: _leaf(evidence.chain, anchors, now))
+    except NotAuthentic as error:
+        reasons.append(Reason(f"nvidia.chain.{error.why}", error.what))
+    else:
+        reasons += _fwid(report, leaf, fwid_required)
+        if not chains.signed_by(leaf.key, report.signature, report.signed):
+            reasons.append(Reason("nvidia.report.signature_invalid", "the device's key did not sign this report"))
+    if nonce is not None and not hmac.compare_digest(nonce, report.request_nonce):
+        words = f"the report answers nonce {report.request_nonce.hex()}, expected {nonce.hex()}"
+        reasons.append(Reason("nvidia.report.nonce_mismatch", words))
+    return Device(report, leaf, tuple(reasons))
+
+
+def load_chain(data: bytes) -> tuple[x509.Certificate, ...]:
+    """A device's certificates, PEM, leaf first. Raises BadInput."""
+    if len(data) > abi.MAX_CHAIN:
+        raise BadInput(f"larger than {abi.MAX_CHAIN >> 10} KiB", where="device certificates")
+    return x509chain.load_pem_chain(data, where="device certificates")
+
+
+def _leaf(data: bytes, anchors: frozenset[str], now: datetime) -> Leaf:
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
+    certificates = load_chain(data)
+    if not certificates:
+        raise NotAuthentic("the device handed over no certificates", why="missing")
+    path = chains.verify_path(certificates, anchors, now)
+    leaf = path.certificates[0]
+    names = [str(name.value) for name in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    serials = [str(name.value) for name in leaf.subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER)]
+    try:
+        usage = leaf.extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        usage = None
+    if usage is None or not usage.digital_signature:
+        raise NotAuthentic(f"{x509chain.name(leaf)} may not sign reports", why="constraints")
+    found = _CHIP.match(names[0]) if len(names) == 1 else None
+    if found is None or len(serials) != 1:
+        raise NotAuthentic(f"{x509chain.name(leaf)} is not named like a device", why="constraints")
+    fwids: frozenset[bytes] = frozenset()
+    for extension in leaf.extensions:
+        if extension.oid.dotted_string in FWID_OIDS and isinstance(extension.value, x509.UnrecognizedExtension):
+            fwids |= _fwids(extension.value.value)
+    boot_rom = path.certificates[1].subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER)
+    text = str(boot_rom[0].value) if boot_rom else ""
+    pdi = bytes.fromhex(text)[1:] if re.fullmatch(r"[0-9A-F]{18}", text) else b""
+    return Leaf(path, chains.p384_key(leaf), found.group(1).replace("_", ""), serials[0][:64], pdi, fwids)
+
+
+def _fwids(value: bytes) -> frozenset[bytes]:
+    """Every SHA-384 FWID (algorithm and digest) in a DICE extension; Hopper and Blackwell nest them differently."""
+    found: set[bytes] = set()
+    waiting = [(der.Cursor(value, "FWID extension"), 0)]
+    while waiting:
+        cursor, depth = waiting.pop()
+        last = b""
+        while cursor.more():
+            tag = cursor.peek()
+            if tag & 0x20:
+                if depth >= 6 or len(waiting) > 64:
+                    raise BadInput("nested too deeply", where="FWID extension")
+                waiting.append((cursor.inner(tag), depth + 1))
+                last = b""
+                continue
+            content = cursor.take(tag)
+            if tag == der.OCTET_STRING and last == _SHA384 and len(content) == abi.DIGEST_BYTES:
+                found.add(content)
+            last = content if tag == der.OID else b""
+    return frozenset(found)
+
+
+def _fwid(report: abi.Report, leaf: Leaf, required: bool) -> list[Reason]:
+    """The firmware that signs must be the firmware that the chain certifies (DICE)."""
+    claimed = report.opaque.get(abi.FWID)
+    if claimed is None:
+        # NVSwitches and drivers before 550 do not report it: their chain alone ties key and firmware
+        if required and not report.is_switch:
+            words = "the report does not name its firmware identity; drivers before 550 do not"
+            return [Reason("nvidia.report.fwid_missing", words)]
+        return []
+    if claimed in leaf.fwids:
+        return []
+    certified = ", ".join(sorted(fwid.hex()[:16] + "…" for fwid in leaf.fwids)) or "none"
+    words = f"the report names firmware {claimed.hex()[:16]}…, the certificate {certified}"
+    return [Reason("nvidia.report.fwid_mismatch", words)]
