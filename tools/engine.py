@@ -111,9 +111,8 @@ def _build(folder: Path, say: Say) -> None:
         nonlocal last
         if time.monotonic() - last >= SAY_SECONDS:
             last = time.monotonic()
-            say(
-                f"building Pulumi's engine: {fetched} modules fetched, {compiled} packages compiled ({last - began:.0f} s)"
-            )
+            seconds = f"{last - began:.0f} s"
+            say(f"building Pulumi's engine: {fetched} modules fetched, {compiled} packages compiled ({seconds})")
 
     def line(text: str) -> None:
         nonlocal fetched, compiled

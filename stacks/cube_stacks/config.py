@@ -21,6 +21,7 @@ from cube_attestation.fields import ENVIRONMENT, MODEL, Fields
 
 T = TypeVar("T")
 
+PROJECT: Final = "cube"
 KEYS: Final = ("target", "image", "models", "domains", "attestation", "machine", "launch", "edge", "keys")
 TARGETS: Final = ("local",)
 TIERS: Final = ("hardware", "hardware-paravisor", "provider-vtpm", "software")
@@ -113,7 +114,7 @@ def read(values: Mapping[str, object], root: Path, environment: str) -> Configur
         try:
             return part()
         except BadInput as error:
-            problems.append(str(error))
+            problems.append(_line(error))
             return None
 
     def section(name: str) -> Fields:
@@ -160,19 +161,20 @@ def _environment(name: str) -> None:
 def _choice(fields: Fields, name: str, allowed: tuple[str, ...], todo: str = "") -> str:
     value = fields.text(name)
     if value not in allowed:
-        raise BadInput(f"{value!r} is none of {', '.join(allowed)}", where=_where(fields, name), todo=todo)
+        raise BadInput(f"{value!r} is none of {', '.join(allowed)}", where=fields.path(name), todo=todo)
     return value
 
 
 def _matching(fields: Fields, name: str, pattern: re.Pattern[str], form: str) -> str:
     value = fields.text(name)
     if not pattern.fullmatch(value):
-        raise BadInput(f"{value[:80]!r} can't be used", where=_where(fields, name), todo=f"write {form}")
+        raise BadInput(f"{value[:80]!r} can't be used", where=fields.path(name), todo=f"write {form}")
     return value
 
 
-def _where(fields: Fields, name: str) -> str:
-    return f"cube:{name}" if fields.where == "cube" else fields.path(name)
+def _line(error: BadInput) -> str:
+    """A mistake, with settings spelled as Pulumi does: `cube:image`."""
+    return re.sub(r"^cube\.", f"{PROJECT}:", str(error))
 
 
 def _seconds(fields: Fields, name: str, default: str, maximum_s: int) -> int:
@@ -273,7 +275,7 @@ def _domains(
     try:
         folder = root / top.text("domains")
     except BadInput as error:
-        problems.append(f"cube:{error}")
+        problems.append(_line(error))
         return ()
     files = sorted(folder.glob("*.toml")) if folder.is_dir() else []
     if not files:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import pulumi
 
 from cube_stacks import keys, tokens
-from cube_stacks.config import Configuration, ConfigurationError, read
+from cube_stacks.config import PROJECT, Configuration, ConfigurationError, read
 from cube_stacks.resources import (
     AttestationGate,
     AttestationGateArgs,
@@ -28,7 +28,6 @@ from cube_stacks.resources import (
     MeasuredImageArgs,
 )
 
-PROJECT: Final = "cube"
 _TEXTS: Final = frozenset({"target", "image", "domains"})
 
 

@@ -17,6 +17,7 @@ from cube_stacks.provider.base import UNKNOWN, Properties
 
 PACKAGE: Final = "cube-confidential"
 _PRIMITIVES: Final[Mapping[str, type]] = {"string": str, "integer": int, "boolean": bool}
+_KINDS: Final[Mapping[str, str]] = {"string": "a string", "integer": "a whole number", "boolean": "a boolean"}
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ def _mismatches(type: str, value: Any, at: str) -> Iterator[tuple[str, str]]:
             return
         yield from _problems(TYPES[type], value, f"{at}.")
     elif not isinstance(value, _PRIMITIVES[type]) or (type == "integer" and isinstance(value, bool)):
-        yield at, f"must be a {type}, is {_kind(value)}"
+        yield at, f"must be {_KINDS[type]}, is {_kind(value)}"
 
 
 def _kind(value: Any) -> str:
