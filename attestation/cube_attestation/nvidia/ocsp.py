@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 32 << 10
 MAX_RESPONSES = 64
+HOLD = "certificateHold"
 SKEW = timedelta(seconds=60)  # how far in the future a thisUpdate may lie
 
 
@@ -98,9 +99,9 @@ def check(
 
     Codes: ``collateral.missing`` (nothing about it), ``collateral.expired``, ``collateral.not_yet_valid``,
     ``nvidia.ocsp.signature_invalid``, ``nvidia.ocsp.untrusted_responder``, ``nvidia.ocsp.revoked``,
-    ``nvidia.ocsp.unknown``. A revocation counts even if a newer response says good or the response is old.
+    ``nvidia.ocsp.unknown``. A revocation counts even if it is old or a newer response says good; only a hold is
+    lifted by a newer one.
     """
-    who = x509chain.name(certificate)
     keys = _issuer(issuer)
     found: list[Status] = []
     broken: list[Reason] = []
@@ -112,23 +113,34 @@ def check(
             kept = _kept.get(data, keys.anchors, now, partial(_verify, data, issuer, now))
             found.append(kept.status)
         except NotAuthentic as error:
-            broken.append(Reason(f"nvidia.ocsp.{error.why}", f"{who}: {error.what}"))
-    for status in found:
-        if status.status == "revoked":
+            broken.append(Reason(f"nvidia.ocsp.{error.why}", f"{x509chain.name(certificate)}: {error.what}"))
+    if found:
+        return _problem(found, certificate, now, max_age)
+    if broken:
+        return broken
+    return [Reason("collateral.missing", f"no OCSP response about {x509chain.name(certificate)}")]
+
+
+def _problem(found: list[Status], certificate: x509.Certificate, now: datetime, max_age: timedelta) -> list[Reason]:
+    """What authentic responses say against a certificate at ``now``."""
+    newest = max(found, key=lambda status: status.this_update)
+    end = newest.this_update + max_age
+    if newest.next_update is not None:
+        end = min(end, newest.next_update)
+    revoked = [status for status in found if status.status == "revoked"]
+    if not revoked and newest.status == "good" and newest.this_update - SKEW <= now <= end:
+        return []
+    who = x509chain.name(certificate)
+    for status in revoked:
+        if status is newest or status.reason != HOLD:
             when = f"{status.revoked_at:%Y-%m-%d}" if status.revoked_at else "an unknown date"
             words = f"{who} was revoked on {when} ({status.reason or 'no reason given'})"
             return [Reason("nvidia.ocsp.revoked", words)]
-    if not found:
-        return broken or [Reason("collateral.missing", f"no OCSP response about {who}")]
-    newest = max(found, key=lambda status: status.this_update)
     if newest.status != "good":
         return [Reason("nvidia.ocsp.unknown", f"the responder does not know {who}")]
     if newest.this_update > now + SKEW:
         words = f"the OCSP response about {who} is of {newest.this_update:%Y-%m-%dT%H:%M:%SZ}, after the clock"
         return [Reason("collateral.not_yet_valid", words)]
-    end = newest.this_update + max_age
-    if newest.next_update is not None:
-        end = min(end, newest.next_update)
     if now > end:
         words = f"the OCSP response about {who} was good until {end:%Y-%m-%dT%H:%M:%SZ}"
         return [Reason("collateral.expired", words)]
