@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
-from cryptography import x509
-from cryptography.x509.oid import NameOID
-
-from cube_attestation import times, x509chain
+from cube_attestation import times
 from cube_attestation.anchors.intel import INTEL_ROOTS
 from cube_attestation.errors import BadInput
 from cube_attestation.verdict import Reason
+from cube_attestation.x509 import der
+from cube_attestation.x509.certificate import Certificate
+from cube_attestation.x509.crl import Crl
 
 from . import abi, chains
 from .collateral import Collateral, QeIdentity, Signed, TcbInfo, parse_qe_identity, parse_tcb_info
@@ -30,7 +30,9 @@ from .tcb import Tcb, enclave_mismatch, evaluate, module_identity, module_mismat
 PCK_ISSUERS = ("Intel SGX PCK Platform CA", "Intel SGX PCK Processor CA")
 TCB_SIGNER = "Intel SGX TCB Signing"
 
+Path = tuple[Certificate, ...]
 D = TypeVar("D", TcbInfo, QeIdentity)
+_SGX = der.oid(abi.SGX_EXTENSION)
 
 
 @dataclass(frozen=True)
@@ -68,15 +70,19 @@ def verify(
     return _Check(abi.parse_quote(quote) if isinstance(quote, bytes) else quote, collateral, now, anchors).run()
 
 
-def forget() -> None:
-    """Forget every verified chain, CRL and document (for measurements and tests)."""
-    _TCB_INFOS.clear()
-    _QE_IDENTITIES.clear()
-    chains.clear()
+@functools.lru_cache(maxsize=64)
+def _tcb_info(content: bytes) -> TcbInfo:
+    return parse_tcb_info(content)
 
 
-_TCB_INFOS: chains.Cache[TcbInfo] = chains.Cache(64)
-_QE_IDENTITIES: chains.Cache[QeIdentity] = chains.Cache(64)
+@functools.lru_cache(maxsize=64)
+def _qe_identity(content: bytes) -> QeIdentity:
+    return parse_qe_identity(content)
+
+
+@functools.lru_cache(maxsize=256)
+def _pck_extension(value: bytes) -> abi.PckExtension:
+    return abi.parse_pck_extension(value)
 
 
 class _Check:
@@ -96,7 +102,7 @@ class _Check:
         given = self.collateral
         self.signature()
         path = self.pck_path()
-        pck = self.platform(path.certificates[0]) if path else None
+        pck = self.platform(path[0]) if path else None
         if path is not None:
             self.quoting_enclave(path)
         info_signer = self.signer(given.tcb_info_chain, "tcb_info", "TCB info") if given.tcb_info else None
@@ -104,10 +110,8 @@ class _Check:
             self.signer(given.qe_identity_chain, "qe_identity", "QE identity") if given.qe_identity else None
         )
         self.revocation(path, [signer for signer in (info_signer, identity_signer) if signer])
-        info = self.document(given.tcb_info, info_signer, "tcb_info", "TCB info", _TCB_INFOS, parse_tcb_info)
-        identity = self.document(
-            given.qe_identity, identity_signer, "qe_identity", "QE identity", _QE_IDENTITIES, parse_qe_identity
-        )
+        info = self.document(given.tcb_info, info_signer, "tcb_info", "TCB info", _tcb_info)
+        identity = self.document(given.qe_identity, identity_signer, "qe_identity", "QE identity", _qe_identity)
         info = self.about_platform(info, pck) if info else None
         identity = self.about_enclave(identity) if identity else None
         complete = len(self.windows) == 4
@@ -127,10 +131,8 @@ class _Check:
 
     def signature(self) -> None:
         quote = self.quote
-        key = chains.public_key(quote.attestation_key)
-        if key is None:
-            self.fail("tdx.signature.invalid", "the attestation key is no point on P-256")
-        elif not chains.signature_holds(key, quote.signature, quote.signed):
+        key = chains.spki_of_point(quote.attestation_key)
+        if not chains.signature_holds(key, quote.signature, quote.signed):
             self.fail("tdx.signature.invalid", "the quote is not signed by its attestation key")
         bound = hashlib.sha256(quote.attestation_key + quote.qe_auth).digest() + bytes(32)
         if quote.qe_report.report_data != bound:
@@ -138,11 +140,11 @@ class _Check:
         if quote.qe_vendor != abi.INTEL_QE_VENDOR:
             self.fail("tdx.qe.unknown_vendor", f"the quoting enclave's vendor {quote.qe_vendor.hex()} is not Intel")
 
-    def quoting_enclave(self, path: chains.Path) -> None:
-        if not chains.signature_holds(path.key, self.quote.qe_signature, self.quote.qe_report_bytes):
+    def quoting_enclave(self, path: Path) -> None:
+        if not chains.signature_holds(path[0].spki, self.quote.qe_signature, self.quote.qe_report_bytes):
             self.fail("tdx.qe.signature_invalid", "the quoting enclave's report is not signed by the PCK key")
 
-    def pck_path(self) -> chains.Path | None:
+    def pck_path(self) -> Path | None:
         """The chain of the platform's certification key."""
         pem = self.collateral.pck_chain
         if self.quote.cert_type == abi.CERT_PCK_CHAIN:
@@ -155,33 +157,33 @@ class _Check:
         if isinstance(path, chains.Problem):
             self.fail(f"tdx.chain.{path.why}", path.words)
             return None
-        leaf = path.certificates[0]
-        if len(path.certificates) != 3 or _common_name(path.certificates[1]) not in PCK_ISSUERS:
-            self.fail("tdx.chain.not_pck", f"{x509chain.name(leaf)} was not issued by a PCK CA")
+        leaf = path[0]
+        if len(path) != 3 or path[1].common_name not in PCK_ISSUERS:
+            self.fail("tdx.chain.not_pck", f"{leaf.name} was not issued by a PCK CA")
             return None
         return path
 
-    def platform(self, leaf: x509.Certificate) -> abi.PckExtension | None:
-        value = _extension(leaf, abi.SGX_EXTENSION)
+    def platform(self, leaf: Certificate) -> abi.PckExtension | None:
+        value = leaf.value(_SGX)
         if value is None:
-            self.fail("tdx.chain.not_pck", f"{x509chain.name(leaf)} has no SGX extension")
+            self.fail("tdx.chain.not_pck", f"{leaf.name} has no SGX extension")
             return None
         return _pck_extension(value)
 
     # Revocation
 
-    def revocation(self, path: chains.Path | None, signers: list[chains.Path]) -> None:
+    def revocation(self, path: Path | None, signers: list[Path]) -> None:
         """Both CRLs, each signed by the authority of the chain that it is about, in force, and naming nobody."""
-        roots = [p.certificates[-1] for p in (path, *signers) if p is not None]
+        roots = [p[-1] for p in (path, *signers) if p is not None]
         root_crl = self.crl(self.collateral.root_crl, roots[0] if roots else None, "root_crl", "root CA CRL")
-        pck_crl = self.crl(self.collateral.pck_crl, path.certificates[1] if path else None, "pck_crl", "PCK CRL")
+        pck_crl = self.crl(self.collateral.pck_crl, path[1] if path else None, "pck_crl", "PCK CRL")
         if path is not None:
-            self.revoked(path.certificates[0], pck_crl, "tdx.chain.revoked")
-            self.revoked(path.certificates[1], root_crl, "tdx.chain.revoked")
+            self.revoked(path[0], pck_crl, "tdx.chain.revoked")
+            self.revoked(path[1], root_crl, "tdx.chain.revoked")
         for signer in signers:
-            self.revoked(signer.certificates[0], root_crl, "collateral.chain.revoked")
+            self.revoked(signer[0], root_crl, "collateral.chain.revoked")
 
-    def crl(self, der: bytes | None, issuer: x509.Certificate | None, item: str, words: str) -> chains.Crl | None:
+    def crl(self, der: bytes | None, issuer: Certificate | None, item: str, words: str) -> Crl | None:
         if not der:
             self.fail(f"collateral.{item}.missing", f"the {words} is missing, so revocation can't be told")
             return None
@@ -191,13 +193,12 @@ class _Check:
         if isinstance(crl, chains.Problem):
             self.fail(f"collateral.{item}.{crl.why}", crl.words)
             return None
-        self.in_force(words, crl.issued, crl.next_update)
+        self.in_force(words, crl.this_update, crl.next_update)
         return crl
 
-    def revoked(self, certificate: x509.Certificate, crl: chains.Crl | None, code: str) -> None:
-        entry = crl.crl.get_revoked_certificate_by_serial_number(certificate.serial_number) if crl else None
-        if entry is not None:
-            self.fail(code, f"{x509chain.name(certificate)} was revoked on {entry.revocation_date_utc:%Y-%m-%d}")
+    def revoked(self, certificate: Certificate, crl: Crl | None, code: str) -> None:
+        if crl is not None and certificate.serial in crl.revoked:
+            self.fail(code, f"{certificate.name} is revoked by the list of {crl.this_update:%Y-%m-%d}")
 
     def in_force(self, words: str, issued: datetime, end: datetime) -> None:
         self.windows.append((issued, end))
@@ -208,7 +209,7 @@ class _Check:
 
     # Intel's signed documents
 
-    def signer(self, pem: bytes, item: str, words: str) -> chains.Path | None:
+    def signer(self, pem: bytes, item: str, words: str) -> Path | None:
         if not pem:
             self.fail(f"collateral.{item}.missing", f"the issuer chain of the {words} is missing")
             return None
@@ -216,10 +217,10 @@ class _Check:
         if isinstance(path, chains.Problem):
             self.fail(f"collateral.chain.{path.why}", path.words)
             return None
-        if len(path.certificates) != 2 or _common_name(path.certificates[0]) != TCB_SIGNER:
+        if len(path) != 2 or path[0].common_name != TCB_SIGNER:
             self.fail(
                 "collateral.chain.not_tcb_signer",
-                f"{x509chain.name(path.certificates[0])} may not sign the {words}",
+                f"{path[0].name} may not sign the {words}",
             )
             return None
         return path
@@ -227,10 +228,9 @@ class _Check:
     def document(
         self,
         signed: Signed | None,
-        signer: chains.Path | None,
+        signer: Path | None,
         item: str,
         words: str,
-        cache: chains.Cache[D],
         parse: Callable[[bytes], D],
     ) -> D | None:
         if signed is None:
@@ -238,14 +238,10 @@ class _Check:
             return None
         if signer is None:
             return None
-        memory = (hashlib.sha256(signed.content).digest(), signed.signature, signer.spki)
-        found = cache.get(memory)
-        if found is None:
-            if not chains.signature_holds(signer.key, signed.signature, signed.content):
-                self.fail(f"collateral.{item}.signature_invalid", f"the {words} is not signed by {TCB_SIGNER}")
-                return None
-            found = parse(signed.content)
-            cache.put(memory, found)
+        if not chains.signature_holds(signer[0].spki, signed.signature, signed.content):
+            self.fail(f"collateral.{item}.signature_invalid", f"the {words} is not signed by {TCB_SIGNER}")
+            return None
+        found = parse(signed.content)
         self.in_force(words, found.issued, found.next_update)
         return found
 
@@ -278,20 +274,3 @@ class _Check:
         if mismatch := enclave_mismatch(identity, self.quote.qe_report):
             self.fail("tdx.qe.identity_mismatch", f"not Intel's quoting enclave: {mismatch}")
         return identity
-
-
-def _common_name(certificate: x509.Certificate) -> str:
-    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(names[0].value) if len(names) == 1 else ""
-
-
-def _extension(certificate: x509.Certificate, oid: str) -> bytes | None:
-    for extension in certificate.extensions:
-        if extension.oid.dotted_string == oid and isinstance(extension.value, x509.UnrecognizedExtension):
-            return extension.value.value
-    return None
-
-
-@functools.lru_cache(maxsize=256)
-def _pck_extension(value: bytes) -> abi.PckExtension:
-    return abi.parse_pck_extension(value)
