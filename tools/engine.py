@@ -26,6 +26,7 @@ MODULE: Final = HERE / "pulumi"
 PACKAGE: Final = "github.com/pulumi/pulumi/pkg/v3/cmd/pulumi"
 SDK: Final = "github.com/pulumi/pulumi/sdk/v3"
 VERSION: Final = (3, 259, 0)
+FILES: Final = ("pulumi", "pulumi-language-python-exec", "pulumi-language-python")
 TAGS: Final = "osusergo,grpcnotrace"
 LDFLAGS: Final = f"-s -w -X {SDK}/go/common/version.Version=v{'.'.join(map(str, VERSION))}"
 BUILD_BYTES: Final = 4_000_000_000  # modules, build cache and the result
@@ -78,14 +79,19 @@ def built(say: Say) -> Path:
 
     def assemble(folder: Path) -> None:
         made = entry(home / f"engine-{engine}", lambda into: _build(into, say))
-        for name in ("pulumi", "pulumi-language-python-exec"):
+        for name in FILES[:2]:
             # Hard links: the engine looks for language hosts beside its own file.
             os.link(made / name, folder / name)
-        target = folder / "pulumi-language-python"
+        target = folder / FILES[2]
         shutil.copyfile(host, target)
         target.chmod(0o755)
 
-    return entry(home / _digest(engine, host.read_bytes()), assemble)
+    folder = home / _digest(engine, host.read_bytes())
+    for kept, names in ((home / f"engine-{engine}", FILES[:2]), (folder, FILES)):
+        if kept.is_dir() and not all(os.access(kept / name, os.X_OK) for name in names):
+            say(f"{kept} is not whole; building it anew")
+            shutil.rmtree(kept)
+    return entry(folder, assemble)
 
 
 def _digest(*parts: bytes | str) -> str:
@@ -124,7 +130,7 @@ def _build(folder: Path, say: Say) -> None:
 
     say("building Pulumi's engine from its Go modules; about 3 minutes on 2 cores, once")
     run(
-        [go, "build", "-v", "-trimpath", "-tags", TAGS, "-ldflags", LDFLAGS, "-o", folder / "pulumi", PACKAGE],
+        [go, "build", "-v", "-trimpath", "-tags", TAGS, "-ldflags", LDFLAGS, "-o", folder / FILES[0], PACKAGE],
         cwd=MODULE,
         env=environment,
         on_line=line,
@@ -133,10 +139,10 @@ def _build(folder: Path, say: Say) -> None:
         hint=hint,
     )
     sdk = run([go, "list", "-m", "-f", "{{.Dir}}", SDK], cwd=MODULE, env=environment, timeout=60, hint=hint).text
-    script = folder / "pulumi-language-python-exec"
+    script = folder / FILES[1]
     shutil.copyfile(Path(sdk) / "python" / "cmd" / script.name, script)
     script.chmod(0o755)
-    if not fits(_version(str(folder / "pulumi"))):
+    if not fits(_version(str(folder / FILES[0]))):
         raise ImageError("the engine that was built does not run", f"delete {cache_dir() / 'pulumi'} and try again")
 
 
