@@ -10,11 +10,16 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
 from cube_attestation.errors import BadInput
 
 from .abi import sized
+
+try:  # newer versions of the library keep CFB, which TPMs demand, with what is not for new designs
+    from cryptography.hazmat.decrepit.ciphers.modes import CFB
+except ImportError:
+    from cryptography.hazmat.primitives.ciphers.modes import CFB
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ def make_credential(
         seed = kdf_e(name, z, "IDENTITY", x, theirs.x.to_bytes(size, "big"))
         secret = sized(x) + sized(point.y.to_bytes(size, "big"))
     symmetric = kdf_a(name, seed, "STORAGE", ak_name, b"", key_bits)
-    encryptor = Cipher(algorithms.AES(symmetric), modes.CFB(bytes(16))).encryptor()
+    encryptor = Cipher(algorithms.AES(symmetric), CFB(bytes(16))).encryptor()
     identity = encryptor.update(sized(credential)) + encryptor.finalize()
     key = kdf_a(name, seed, "INTEGRITY", b"", b"", hashlib.new(name).digest_size * 8)
     integrity = hmac.new(key, identity + ak_name, name).digest()
