@@ -36,7 +36,7 @@ def holder(pid: int, host: str) -> str:
 
 
 def test_an_engine_at_work_is_not_disturbed(home: Path) -> None:
-    with subprocess.Popen(["bash", "-c", "exec -a pulumi sleep 60"]) as other:
+    with subprocess.Popen(["pulumi", "60"], executable="/bin/sleep") as other:
         try:
             path = lock(home, holder(other.pid, socket.gethostname()))
             with pytest.raises(environment.EnvironmentProblem, match=f"pulumi process {other.pid} works"):
