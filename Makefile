@@ -32,7 +32,7 @@ check: install ## Format, lint, types, import rules and fast tests; no root, no 
 	@$(BIN)/python -m pytest -q -m "not slow and not engine and not image and not machine"
 
 test: install ## All tests.
-	@$(BIN)/python tools/local.py env >/dev/null
+	@$(BIN)/python tools/local.py prepare
 	@$(BIN)/python -m pytest -q
 
 lock: install ## Refresh requirements.lock.

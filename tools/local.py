@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make up`, `down`, `outputs` and `env`: the local environment, from the checkout."""
+"""`make up`, `down`, `outputs`, `env` and what `test` needs: the local environment, from the checkout."""
 
 import argparse
 import json
@@ -15,6 +15,7 @@ from typing import Any
 
 import chat
 import environment
+import preflight
 from cube_images.errors import ImageError
 from cube_stacks import keys, tokens
 from cube_stacks.state import write_atomically
@@ -58,6 +59,7 @@ def read_outputs(variables: dict[str, str]) -> dict[str, Any]:
 def up() -> int:
     """Bring the environment up, ask its model one question as one of its domains, and say how to go on."""
     began = time.monotonic()
+    preflight.install(say)
     variables = environment.prepared(say)
     environment.release_stale_lock(variables, say)
     status = run_engine(variables, "up", "--yes", "--skip-preview")
@@ -123,14 +125,17 @@ def down() -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="local", description=__doc__)
-    parser.add_argument("command", choices=["up", "down", "outputs", "env"])
+    parser.add_argument("command", choices=["prepare", "up", "down", "outputs", "env"])
     command = parser.parse_args().command
     try:
         if command == "up":
             return up()
         if command == "down":
             return down()
-        if command == "outputs":
+        if command == "prepare":
+            preflight.install(say)
+            environment.prepared(say)
+        elif command == "outputs":
             print(json.dumps(read_outputs(environment.prepared(say)), indent=2))
         else:
             print(environment.exports(say), end="")
