@@ -25,7 +25,7 @@ MAX_TRAILING = 1  # some tools leave one stray byte behind the signature
 MAX_REPORT = 16 << 10
 MAX_CHAIN = 32 << 10
 MAX_DEVICES = 64
-MAX_FILE = 4 << 20
+MAX_FILE = 1 << 20
 GPU_BLOCKS = 64  # GH100, GB100
 SWITCH_BLOCKS = 31  # LS10
 
