@@ -26,7 +26,7 @@ def dumps(value: object) -> bytes:
 
 
 def _canonical(value: object, where: str, depth: int) -> Json:
-    if depth > MAX_DEPTH:
+    if depth == MAX_DEPTH and isinstance(value, Mapping | list | tuple):
         raise BadInput(f"nested deeper than {MAX_DEPTH} levels", where=where)
     if value is None or isinstance(value, bool):
         return value

@@ -99,7 +99,9 @@ def verify_chain(
             return Chain(path)
         named = [c for c in issuers if c.subject == child.issuer and c not in path]
         if not named or len(path) >= MAX_DEPTH:
-            words = f"no accepted issuer for {name(child)}: {child.issuer.rfc4514_string() or 'an unnamed issuer'}"
+            words = f"{name(child)} is not accepted, and its issuer is not in the chain"
+            if child.subject == child.issuer:
+                words = f"the root {name(child)} is none of the accepted ones"
             best.append(Chain(path, "untrusted_root", words))
             return None
         for issuer in named:
