@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -38,6 +39,8 @@ from cube_stacks.keys import SigningKey
 Clock = Callable[[], datetime]
 _NONCE_BYTES = 32
 _ATTEMPTS = 3
+_POLL_S, _PROBE_S = 0.25, 1.5
+_SUSPICION_S = 20.0  # a corrupted block may be the root's or a model's: see whether the machine comes up
 
 
 def utc_now() -> datetime:
@@ -84,6 +87,43 @@ class Examined:
         for reason in self.reasons:
             seen.setdefault(reason.code, reason.words)
         return "; ".join(f"{code}: {words}" for code, words in seen.items())
+
+
+class Refused(Exception):
+    """The verdict over a machine did not pass; `examined` has the evidence and every reason."""
+
+    def __init__(self, examined: Examined) -> None:
+        super().__init__(examined.refusal())
+        self.examined = examined
+
+
+class BootFailed(Exception):
+    """The machine will not come up; the reason is the console's or the emulator's."""
+
+    code = "machine.boot.failed"
+
+
+class Overdue(Exception):
+    """The deadline passed before the machine gave evidence."""
+
+
+@dataclass(frozen=True)
+class Down:
+    """Why a machine can't be reached: `final` when waiting is of no use."""
+
+    reason: str
+    final: bool
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """How to wait for a machine: `down` and `stage` look at it from outside, `pause` sleeps or raises."""
+
+    deadline_s: float
+    down: Callable[[], Down | None]
+    stage: Callable[[], str]
+    progress: Callable[[str], None]
+    pause: Callable[[float], None]
 
 
 @dataclass(frozen=True)
@@ -205,6 +245,39 @@ def _ak_certificate(fetched: client.Fetched, address: str, trust: Trust, timeout
     if not hmac.compare_digest(secret, opened):
         return None
     return trust.ca.ak_certificate(ak, dsse.spki_digest(ek), now)
+
+
+def examine_when_up(address: str, trust: Trust, waiting: Waiting, *, launch_digest: str) -> Examined:
+    """Poll until the machine gives evidence, then appraise it once: what is refused stays refused.
+
+    Raises Refused, BootFailed, Overdue.
+    """
+    started = time.monotonic()
+    suspicious_since: float | None = None
+    last = "it did not answer"
+    while True:
+        left = waiting.deadline_s - (time.monotonic() - started)
+        if left <= 0:
+            raise Overdue(f"no evidence within {waiting.deadline_s:g} s, got as far as {waiting.stage()}: {last}")
+        try:
+            client.ready(address, timeout=min(_PROBE_S, left), dial=trust.dial)
+            waiting.progress("machine is up, verifying its evidence")
+            examined = examine(address, trust, timeout=min(30.0, left), launch_digest=launch_digest)
+        except (Unreachable, BadInput) as error:
+            last = error.what
+        else:
+            if not examined.passed:
+                raise Refused(examined)
+            return examined
+        down = waiting.down()
+        if down is None:
+            suspicious_since = None
+        else:
+            suspicious_since = suspicious_since or time.monotonic()
+            if down.final or time.monotonic() - suspicious_since > _SUSPICION_S:
+                raise BootFailed(down.reason)
+        waiting.progress(f"waiting for the machine: {waiting.stage()}")
+        waiting.pause(_POLL_S)
 
 
 def admit(

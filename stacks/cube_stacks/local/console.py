@@ -10,6 +10,7 @@ from pathlib import Path
 _TAIL = 1 << 20
 _SHOWN = 200
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_START = "BdsDxe: loading"  # what the firmware says when it starts what it boots
 _PATTERNS = (
     # (pattern, whether the boot is over for sure), the most telling first
     (re.compile(r"cube: halt: (?P<reason>.+)"), True),
@@ -51,8 +52,9 @@ def clean(text: str) -> str:
 
 
 def boot_failure(text: str) -> BootFailure | None:
-    """The most telling failure that the console names, or None."""
+    """The most telling failure that the console names for the last boot in it, or None."""
     plain = _CONTROL.sub("", text)
+    plain = plain[max(plain.rfind(_START), 0) :]
     found = [(next(iter(pattern.finditer(plain)), None), final) for pattern, final in _PATTERNS]
     said = [(match, final) for match, final in found if match is not None]
     if not said:

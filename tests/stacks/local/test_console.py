@@ -18,6 +18,7 @@ PANIC = "Kernel panic - not syncing: dm-verity device corrupted"
         (f"[   3.2] {VERITY}\r\n", BootFailure(VERITY, final=False)),
         (f"[   3.2] {VERITY}\r\n[   3.3] {PANIC}\r\n", BootFailure(VERITY, final=True)),
         (f"[   3.3] {PANIC}\r\n", BootFailure(PANIC, final=True)),
+        (f"BdsDxe: loading Boot0001\n{PANIC}\nBdsDxe: loading Boot0001\nLinux version\n", None),
         (f"{VERITY}\ncube: halt: no root device\n", BootFailure("no root device", final=True)),
         (
             "\x1b[2JBdsDxe: No bootable option or device was found.\r\n",

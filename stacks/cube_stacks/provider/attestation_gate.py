@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`AttestationGate`: passes when a machine's fresh evidence satisfies the policy, and admits it for a lease.
+
+Its outputs exist only after a passing verdict, so whatever takes them waits for it. Reading it verifies again: a
+machine that still passes gets its lease renewed, one that does not loses it at once.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+from cube_attestation import bundle as bundles
+from cube_attestation import times
+from cube_attestation.errors import BadInput, Unreachable
+from cube_attestation.verdict import TIERS
+
+from cube_stacks import gate, records, trust
+from cube_stacks.gate import Examined, Refused, Trust, Waiting
+from cube_stacks.local import watch
+from cube_stacks.provider.base import UNKNOWN, Context, Failed, Properties, Resource, State, Unhealthy
+from cube_stacks.provider.failures import explained
+from cube_stacks.state import write_atomically
+
+_READ_S = 8.0  # `pulumi preview` reads too
+
+
+class AttestationGate(Resource):
+    token = "cube-confidential:index:AttestationGate"  # noqa: S105
+    refresh_before_update = True
+    replace_on = frozenset({"instanceId"})
+
+    def check(self, inputs: Properties) -> tuple[Properties, list[tuple[str, str]]]:
+        problems = []
+        if inputs["lowestTier"] is not UNKNOWN and inputs["lowestTier"] not in TIERS:
+            problems.append(("lowestTier", f"must be one of {', '.join(TIERS)}"))
+        for name, limit in (("leaseSeconds", 86400), ("deadlineSeconds", 7200)):
+            if inputs[name] is not UNKNOWN and not 1 <= inputs[name] <= limit:
+                problems.append((name, f"must be between 1 and {limit}"))
+        return inputs, problems
+
+    def create(self, ctx: Context, inputs: Properties) -> State:
+        return self._pass(ctx, inputs, {})
+
+    def update(self, ctx: Context, id: str, old_outputs: Properties, inputs: Properties) -> State:  # noqa: ARG002
+        return self._pass(ctx, inputs, old_outputs)
+
+    def read(self, ctx: Context, id: str, inputs: Properties, outputs: Properties) -> State | None:
+        if not inputs:
+            raise Failed("INVALID_ARGUMENT", "a gate can't be imported: it exists by verifying; run pulumi up")
+        return reverify(records.name_of(ctx.urn), id, inputs, outputs)
+
+    def delete(self, ctx: Context, id: str, outputs: Properties) -> None:
+        name = records.name_of(ctx.urn)
+        environment = ctx.urn.split("::")[0].removeprefix("urn:pulumi:")
+        record = records.find(environment, "gates", name)
+        if record is None or record["inputs"].get("instanceId") != id:
+            return  # replaced: the record and the lease belong to the next one
+        try:
+            known = _trust(record["inputs"], name)
+            gate.revoke(outputs["attestedAddress"], known, outputs["boot"], outputs["attestedKey"], "gate.removed")
+        except (BadInput, Failed) as error:
+            ctx.warn(f"the lease was not revoked and ends by itself at {outputs.get('leaseExpires')}: {error}")
+        records.forget(environment, "gates", name)
+
+    def _pass(self, ctx: Context, inputs: Properties, old: Properties) -> State:
+        name = records.name_of(ctx.urn)
+        console, instance = Path(inputs["console"]), inputs["instanceId"]
+        waiting = Waiting(
+            deadline_s=min(inputs["deadlineSeconds"], ctx.timeout_s or inputs["deadlineSeconds"]),
+            down=lambda: watch.down(console, instance),
+            stage=lambda: watch.stage(console),
+            progress=ctx.progress,
+            pause=ctx.pause,
+        )
+        with explained():
+            known = _trust(inputs, name)
+            try:
+                examined = gate.examine_when_up(
+                    inputs["managementAddress"], known, waiting, launch_digest=inputs["launchDigest"]
+                )
+            except Refused as error:
+                place = _keep_refused(inputs, name, error.examined)
+                _revoke(inputs, known, old, error.examined)
+                message = f"the machine is not admitted: {error} (evidence and machine are kept: {place})"
+                raise Failed("FAILED_PRECONDITION", message) from error
+            return _admit(inputs, name, known, examined)
+
+
+def reverify(
+    name: str, id: str, inputs: Properties, outputs: Properties, *, timeout: float = _READ_S
+) -> State | None:
+    """The gate as it is now: its lease renewed, or None when the machine is gone.
+
+    Raises Unhealthy: not reachable, rebooted (not admitted: that is an update's), refused (its lease is revoked).
+    """
+    console, address = Path(inputs["console"]), inputs["managementAddress"]
+    with explained():
+        known = _trust(inputs, name)
+        try:
+            examined = gate.examine(address, known, timeout=timeout, launch_digest=inputs["launchDigest"])
+        except (Unreachable, BadInput) as error:
+            if watch.gone(console, inputs["instanceId"]):
+                return None
+            down = watch.down(console, inputs["instanceId"])
+            reason = f"{gate.BootFailed.code}: {down.reason}" if down else f"machine.unreachable: {error}"
+            raise Unhealthy(id, outputs, [reason]) from error
+        if not examined.passed or examined.claims is None:
+            _keep_refused(inputs, name, examined)
+            revoked = _revoke(inputs, known, outputs, examined)
+            reasons = [f"{reason.code}: {reason.words}" for reason in examined.reasons]
+            raise Unhealthy(id, outputs, [*reasons, "its lease is revoked"] if revoked else reasons)
+        if examined.claims.boot != outputs.get("boot"):
+            words = "machine.rebooted: another boot than the admitted one; it serves nothing until it is admitted"
+            raise Unhealthy(id, outputs, [words])
+        return _admit(inputs, name, known, examined)
+
+
+def _trust(inputs: Properties, name: str) -> Trust:
+    """Read everything anew, and write the complete policy for auditors."""
+    complete = trust.resolved_policy(
+        Path(inputs["policy"]),
+        inputs["environment"],
+        inputs["lowestTier"],
+        image_signer=inputs["imageSigner"],
+        ek_root=inputs["ekRoot"],
+        control=inputs["controlKey"],
+        ca=inputs["caKey"],
+    )
+    write_atomically(_place(inputs, name) / "policy.toml", complete)
+    return trust.load(
+        inputs["environment"],
+        complete,
+        Path(inputs["manifest"]),
+        control=inputs["controlKey"],
+        ca=inputs["caKey"],
+    )
+
+
+def _place(inputs: Properties, name: str) -> Path:
+    return records.folder(inputs["environment"], "gates", name)
+
+
+def _admit(inputs: Properties, name: str, known: Trust, examined: Examined) -> State:
+    address, claims = inputs["managementAddress"], examined.claims
+    assert claims is not None  # noqa: S101 - it passed
+    lease = timedelta(seconds=inputs["leaseSeconds"])
+    admission = gate.admit(examined, address, known, inputs["hostnames"], lease)
+    place = _place(inputs, name)
+    write_atomically(place / "bundle.json", bundles.dump(examined.bundle))
+    outputs: Properties = {
+        "attestedAddress": address,
+        "attestedKey": examined.tls_spki,
+        "boot": claims.boot,
+        "bundleDigest": examined.bundle.digest(),
+        "verifiedAt": times.format_time(examined.verdict.now),
+        "leaseExpires": times.format_time(admission.expires),
+        "tier": examined.verdict.tier,
+        "verdict": gate.summary(examined),
+        "policy": str(place / "policy.toml"),
+        "bundle": str(place / "bundle.json"),
+        "ca": known.ca.pem,
+    }
+    records.keep(inputs["environment"], "gates", name, inputs, outputs)
+    return State(inputs["instanceId"], outputs)
+
+
+def _keep_refused(inputs: Properties, name: str, examined: Examined) -> Path:
+    place = _place(inputs, name) / "refused"
+    write_atomically(place / "bundle.json", bundles.dump(examined.bundle))
+    write_atomically(place / "verdict.json", examined.verdict.dump())
+    return place
+
+
+def _revoke(inputs: Properties, known: Trust, outputs: Properties, examined: Examined) -> bool:
+    """Take back the lease that this machine had from us, if it is still the boot that had it."""
+    if not outputs:
+        return False
+    code = examined.reasons[0].code if examined.reasons else "gate.refused"
+    return gate.revoke(inputs["managementAddress"], known, outputs["boot"], outputs["attestedKey"], code)
