@@ -25,8 +25,8 @@ from cube_attestation.launch import LaunchDocument, Model
 from . import control, disks, envoy, evidence, metrics
 from .clock import Clock
 from .control import Boot, State
+from .envoy_files import ROUTES_FILE, SECRET_FILE, TOKEN_FILE, EnvoyFiles, NotInForce
 from .evidence import Collector, TpmQueue
-from .files import write_json
 from .http import Handler, HttpError, Request, Response, json_response, serve_connection
 from .log import log
 from .models import Models
@@ -37,6 +37,7 @@ from .tpm import LAUNCH_PCR, Tpm, TpmError
 MAX_CONTROL_BYTES = 16 << 20
 TICK_SECONDS = 0.5
 VERITY_TICKS = 4
+ENVOY_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -49,34 +50,12 @@ class Settings:
     is_corrupted: Callable[[str], bool] = disks.is_corrupted
     run: Path = Path("/run/cube")
     models_run: Path = Path("/run/cube-models")
+    admin_socket: Path = Path("/run/envoy/admin.sock")
     backend_socket: Path = Path("/run/cube-ollama/adapter.sock")
     group: str = "envoy"
     firmware_log: Path = evidence.FIRMWARE_LOG
     systemd_log: Path = evidence.SYSTEMD_LOG
     os_release: Path = Path("/usr/lib/os-release")
-
-
-class EnvoyFiles:
-    """The files that Envoy watches; each is written only when its content changes, routes first."""
-
-    def __init__(self, run: Path, group: int) -> None:
-        self._root = run / "envoy"
-        self._group = group
-        self._written: dict[str, envoy.Config] = {}
-
-    def secret(self, private_key: str, chain: str) -> None:
-        self._write("sds/tls.json", envoy.secret(private_key, chain))
-
-    def view(self, view: envoy.View) -> None:
-        self._write("rds/service.json", envoy.routes(view))
-        self._write("ecds/token.json", envoy.token_check(view))
-
-    def _write(self, name: str, value: envoy.Config) -> None:
-        if self._written.get(name) != value:
-            path = self._root / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, value, group=self._group)
-            self._written[name] = value
 
 
 class Agent:
@@ -85,7 +64,7 @@ class Agent:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._group = grp.getgrnam(settings.group).gr_gid
-        self._files = EnvoyFiles(settings.run, self._group)
+        self._files = EnvoyFiles(settings.run / "envoy", settings.admin_socket, self._group)
         envelope = launch.read_volume(settings.launch_disk())
         self._launch, self._launch_digest = launch.peek(envelope)
         self._tpm = Tpm(settings.tcti)
@@ -96,11 +75,11 @@ class Agent:
         self._boot = _boot(self._launch, self._tls.spki)
         self._state = State()
         self._created = int(Clock.read().wall)
-        self._files.view(self._view(self._state))
-        self._certificate = self._tls.self_signed(self._launch.hostnames, datetime.now(UTC))
-        self._files.secret(self._tls.private_pem(), self._certificate)
+        self._write(self._state)
+        self._write_certificate(self._tls.self_signed(self._launch.hostnames, datetime.now(UTC)))
         self._models = Models(self._launch.models, settings.models_run, settings.open_volume)
         self._models.changed = self._refresh
+        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._image = _image_id(settings.os_release)
         self._queue = TpmQueue()
         self._envelope = envelope
@@ -132,9 +111,19 @@ class Agent:
         self._listen_path().chmod(0o660)
         notify("READY=1")
         log(f"agent up, boot {self._boot.id}, tls {self._boot.tls_spki}")
-        async with server, asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._models.try_all(self._settings.backend_socket))
-            tasks.create_task(self._watch())
+        async with server:
+            await asyncio.gather(
+                self._models.try_all(self._settings.backend_socket),
+                self._watch(),
+                self._watch_envoy(),
+                self._broken,
+            )
+
+    async def _watch_envoy(self) -> None:
+        """End the agent, and Envoy with it, if Envoy does not follow: an expired lease must not go on serving."""
+        while True:
+            await self._files.in_force()
+            await asyncio.sleep(ENVOY_SECONDS)
 
     def _listen_path(self) -> Path:
         return self._settings.run / "agent.sock"
@@ -178,9 +167,17 @@ class Agent:
             created=self._created,
         )
 
+    def _write(self, state: State) -> None:
+        view = self._view(state)
+        self._files.write(ROUTES_FILE, envoy.routes(view))
+        self._files.write(TOKEN_FILE, envoy.token_check(view))
+
+    def _write_certificate(self, chain: str) -> None:
+        self._files.write(SECRET_FILE, envoy.secret(self._tls.private_pem(), chain))
+
     def _refresh(self) -> None:
         """Bring Envoy's routes in line with the state at this moment."""
-        self._files.view(self._view(self._state))
+        self._write(self._state)
 
     async def handle(self, request: Request) -> Response:
         """One request of the management port."""
@@ -246,10 +243,16 @@ class Agent:
             self.counters.add("refused", error.code)
             stated = control.describe(self._boot, self._state, Clock.read())
             return json_response({"error": {"code": error.code, "message": error.message}, "state": stated}, 409)
-        self._files.view(self._view(after))
-        if after.certificate != self._state.certificate:
-            self._files.secret(self._tls.private_pem(), after.certificate)
-        self._state = after
+        before, self._state = self._state, after
+        self._refresh()
+        if after.certificate != before.certificate:
+            self._write_certificate(after.certificate)
+        try:
+            await self._files.in_force()
+        except NotInForce as error:
+            if not self._broken.done():
+                self._broken.set_exception(error)
+            raise HttpError(500, "envoy.failed", f"{error}; this machine stops.") from error
         self.counters.add("control", request.target.rsplit("/", 1)[-1])
         log(f"control: {request.target} accepted, generation {after.generation}")
         return json_response(control.describe(self._boot, after, Clock.read()))
@@ -291,12 +294,16 @@ def _image_id(os_release: Path) -> str:
     return "-".join(part for part in parts if part)[:200]
 
 
+async def _run(settings: Settings) -> None:
+    await Agent(settings).run()
+
+
 def main(settings: Settings | None = None) -> int:
     """Run the agent; returns 1 with one line that says why when it can't."""
     os.umask(0o022)
     try:
-        asyncio.run(Agent(settings or Settings()).run())
-    except (AttestationError, disks.DiskError, TpmError, OSError, KeyError) as error:
+        asyncio.run(_run(settings or Settings()))
+    except (AttestationError, disks.DiskError, TpmError, NotInForce, OSError, KeyError) as error:
         log(f"cube-agent failed: {error}")
         return 1
     return 0

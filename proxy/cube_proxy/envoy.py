@@ -191,7 +191,7 @@ def _access_policies(domain: Domain, scope: str) -> dict[str, Config]:
 def _model_policies(models: Sequence[str], failed: Collection[str]) -> dict[str, Config]:
     policies = {
         "1.body.json": _body("error", _one_of(["1"])),
-        "2.body.variant": _body("variant", _one_of(["1"])),
+        "2.body.variant": _body("variant", {"present_match": True}),
         "3.body.model": _not(_body("model", _any_string())),
         "5.model.unknown": _not(_body("model", _one_of(models))),
     }

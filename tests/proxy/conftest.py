@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tests of the proxy share: domains with real keys, tokens, a counting backend, a real Envoy."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import ssl
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http.client import HTTPConnection
+from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingUnixStreamServer
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cube_attestation import domains
+from cube_proxy import envoy
+from cube_proxy.envoy_files import ROUTES_FILE, SECRET_FILE, TOKEN_FILE, EnvoyFiles
+from cube_proxy.tls import TlsKey
+from cube_templates import render
+from joserfc import jwt
+from joserfc.jwk import ECKey
+
+ENVIRONMENT = "local"
+QUESTION = {"model": "smollm2", "messages": [{"role": "user", "content": "Hello"}]}
+
+
+@dataclass
+class Tenant:
+    """A domain and the private half of its token key."""
+
+    name: str
+    models: tuple[str, ...]
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    revoked: list[str] = field(default_factory=list)
+    key: ECKey = field(default_factory=lambda: ECKey.generate_key("P-256"))
+
+    @property
+    def kid(self) -> str:
+        return str(self.key.thumbprint())
+
+    def public(self) -> dict[str, Any]:
+        jwk = self.key.as_dict(private=False)
+        return {"kty": "EC", "crv": "P-256", "x": jwk["x"], "y": jwk["y"], "kid": self.kid}
+
+    def body(self) -> dict[str, Any]:
+        tokens = {"keys": [self.public()], "revoked": self.revoked}
+        return {"id": self.id, "name": self.name, "models": list(self.models), "tokens": tokens}
+
+    def token(self, *, header: Mapping[str, object] | None = None, **changes: object) -> str:
+        """A good token of this domain, but for ``changes`` (None removes a claim) and ``header``."""
+        now = int(time.time())
+        claims: dict[str, object] = {
+            "iss": f"cube:{self.id}",
+            "aud": ENVIRONMENT,
+            "domain": self.id,
+            "scopes": ["llm_read", "llm_chat_completions"],
+            "iat": now,
+            "exp": now + 3600,
+            "jti": uuid.uuid4().hex,
+        }
+        claims.update(changes)
+        claims = {name: value for name, value in claims.items() if value is not None}
+        headers = {"alg": "ES256", "kid": self.kid, "typ": "cube-pat+jwt", **(header or {})}
+        headers = {name: value for name, value in headers.items() if value is not None}
+        return "pat_" + jwt.encode(headers, claims, self.key)
+
+
+def domain_set(*tenants: Tenant) -> domains.DomainSet:
+    return domains.parse({"domains": [tenant.body() for tenant in tenants]})
+
+
+class Backend:
+    """An HTTP server on a Unix socket that keeps every request and answers like a chat backend.
+
+    A body with ``"stream": true`` gets three server-sent events, ``delay`` seconds apart.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []
+        self.delay = 0.0
+        self.cancelled = threading.Event()
+        outer = self
+
+        class Handler(StreamRequestHandler):
+            def handle(self) -> None:
+                outer._serve(self)
+
+        class Server(ThreadingUnixStreamServer):
+            daemon_threads = True
+            request_queue_size = 256
+
+        self._server = Server(str(path), Handler)
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self.path.unlink()
+
+    def _serve(self, connection: StreamRequestHandler) -> None:
+        line = connection.rfile.readline().decode().strip()
+        headers: dict[str, str] = {}
+        while (entry := connection.rfile.readline().decode("latin-1").strip()) != "":
+            name, _, value = entry.partition(":")
+            headers[name.lower()] = value.strip()
+        if not line:
+            return
+        body = connection.rfile.read(int(headers.get("content-length", "0")))
+        self.requests.append((line, headers, body))
+        write = connection.wfile.write
+        if b'"stream": true' not in body:
+            answer = json.dumps({"object": "chat.completion", "choices": []}).encode()
+            write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n")
+            write(b"content-length: %d\r\n\r\n%b" % (len(answer), answer))
+            return
+        write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+        try:
+            for i in range(3):
+                write(b'data: {"n": %d}\n\n' % i)
+                connection.wfile.flush()
+                time.sleep(self.delay)
+        except OSError:
+            self.cancelled.set()
+
+
+@pytest.fixture
+def backend(run: Path) -> Iterator[Backend]:
+    server = Backend(run / "backend.sock")
+    yield server
+    server.close()
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        """The ``code`` of an OpenAI-shaped error, whose shape it checks."""
+        error = self.json["error"]
+        assert set(error) == {"message", "type", "param", "code"}, error
+        assert error["message"]
+        return str(error["code"])
+
+
+class _UnverifiedTls(HTTPConnection):
+    """HTTP/1.1 over TLS 1.3 that trusts exactly one certificate."""
+
+    def __init__(self, port: int, context: ssl.SSLContext) -> None:
+        super().__init__("localhost", port, timeout=20)
+        self._context = context
+
+    def connect(self) -> None:
+        raw = socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        self.sock = self._context.wrap_socket(raw, server_hostname="localhost")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class EnvoyProcess:
+    """A real Envoy with the image's bootstrap under ``run``; nothing may be served until ``apply``."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.service_port = free_port()
+        self.management_port = free_port()
+        self.access_log = run / "envoy.log"
+        values = {
+            "run": str(run),
+            "backend_socket": str(run / "backend.sock"),
+            "admin_socket": str(run / "admin.sock"),
+            "address": "127.0.0.1",
+            "service_port": self.service_port,
+            "management_port": self.management_port,
+        }
+        bootstrap = run / "bootstrap.json"
+        bootstrap.write_text(render("envoy/bootstrap.json", values))
+        self.files = EnvoyFiles(run / "envoy", run / "admin.sock", os.getgid())
+        self.tls = TlsKey.generate()
+        self.certificate = self.tls.self_signed(["localhost"], datetime.now(UTC))
+        self.files.write(SECRET_FILE, envoy.secret(self.tls.private_pem(), self.certificate))
+        self._write(envoy.View(ENVIRONMENT, None, frozenset(), 1 << 20, 1))
+        with self.access_log.open("wb") as log:
+            self.process = subprocess.Popen(
+                ["envoy", "-c", str(bootstrap), "--disable-hot-restart", "--concurrency", "1", "-l", "warn"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self.context = ssl.create_default_context(cadata=self.certificate)
+        asyncio.run(self.files.in_force())
+
+    def _write(self, view: envoy.View) -> None:
+        self.files.write(ROUTES_FILE, envoy.routes(view))
+        self.files.write(TOKEN_FILE, envoy.token_check(view))
+
+    def apply(self, found: domains.DomainSet | None, *, failed: frozenset[str] = frozenset()) -> None:
+        self._write(envoy.View(ENVIRONMENT, found, failed, 1 << 20, 1))
+        asyncio.run(self.files.in_force())
+
+    def connection(self, port: int | None = None) -> HTTPConnection:
+        return _UnverifiedTls(port or self.service_port, self.context)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        token: str | None = None,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
+        port: int | None = None,
+    ) -> Answer:
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        sent = {"content-type": "application/json"} if data is not None else {}
+        if token is not None:
+            sent["authorization"] = f"Bearer {token}"
+        connection = self.connection(port)
+        try:
+            connection.request(method, path, body=data, headers={**sent, **(headers or {})})
+            response = connection.getresponse()
+            found = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, found, response.read())
+        finally:
+            connection.close()
+
+    def raw(self, data: bytes) -> bytes:
+        """Everything that comes back for ``data`` sent as it is over TLS."""
+        plain = socket.create_connection(("127.0.0.1", self.service_port), timeout=5)
+        with self.context.wrap_socket(plain, server_hostname="localhost") as tls:
+            tls.sendall(data)
+            found = b""
+            try:
+                while chunk := tls.recv(65536):
+                    found += chunk
+            except TimeoutError:
+                pass
+            return found
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short folder: the path of a Unix socket has 107 bytes at most."""
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def envoy_process(run: Path) -> Iterator[EnvoyProcess]:
+    process = EnvoyProcess(run)
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def control_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+@pytest.fixture(scope="session")
+def make_tenant() -> Callable[..., Tenant]:
+    return Tenant
+
+
+@pytest.fixture(scope="session")
+def make_set() -> Callable[..., domains.DomainSet]:
+    return domain_set
