@@ -281,7 +281,7 @@ def extract(package: Package, folder: Path) -> None:
     run(["dpkg-deb", "-x", cached(package), folder])
 
 
-def repository(packages: Sequence[Package], digest: str) -> Path:
+def repository(packages: Sequence[Package], suite: str, digest: str) -> Path:
     """A flat apt repository of exactly these cached packages; `digest` names it in the cache.
 
     Each file's hash is checked here, so that what is built from the repository is what the lock says.
@@ -296,14 +296,16 @@ def repository(packages: Sequence[Package], digest: str) -> Path:
                 raise ImageError(
                     f"the cached file of {package.spec} was damaged and has been removed", "start again"
                 )
-            name = f"{package.name}_{package.version.replace(':', '%3a')}_{package.architecture}.deb"
+            # No version in the name: apt would have to escape it, and not every reader undoes that alike.
+            name = f"{package.name}_{package.sha256[:16]}_{package.architecture}.deb"
             try:
                 os.link(source, folder / name)
             except OSError:
                 shutil.copyfile(source, folder / name)
             control = run(["dpkg-deb", "--field", source]).stdout.decode().rstrip("\n")
-            index.append(f"{control}\nFilename: ./{quote(name)}\nSize: {package.size}\nSHA256: {package.sha256}\n")
+            index.append(f"{control}\nFilename: ./{name}\nSize: {package.size}\nSHA256: {package.sha256}\n")
         (folder / "Packages").write_text("\n".join(index))
-        (folder / "Release").write_text("Origin: cube\nLabel: cube\nSuite: locked\nCodename: locked\n")
+        # mmdebstrap looks for essential packages in the suite that it is asked for.
+        (folder / "Release").write_text(f"Origin: cube\nSuite: {suite}\nCodename: {suite}\n")
 
     return entry(cache_dir() / "repositories" / digest, make)

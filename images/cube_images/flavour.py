@@ -31,6 +31,7 @@ class Flavour:
     go: Mapping[str, str]
     initrd_modules: tuple[str, ...]
     root_modules: tuple[str, ...]
+    recorded: Mapping[str, Any]
 
 
 def names() -> list[str]:
@@ -57,4 +58,5 @@ def load(name: str) -> Flavour:
         go=raw["go"],
         initrd_modules=tuple(raw["initrd"]["modules"]),
         root_modules=tuple(raw["root"]["modules"]),
+        recorded=raw["recorded"],
     )

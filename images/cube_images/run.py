@@ -21,7 +21,7 @@ from cube_images.errors import ImageError
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 10.0
-_TAIL = 2000
+_TAIL = 20000
 
 
 class RunError(ImageError):
@@ -53,6 +53,13 @@ class Result:
 def is_root() -> bool:
     """Whether this process may mount and change root without help."""
     return os.geteuid() == 0
+
+
+def _gist(output: str) -> str:
+    """The line that says what went wrong: apt's and others' first marked error, else the last line."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    marked = [line for line in lines if line.startswith(("E: ", "error: ", "ERROR: "))]
+    return (marked[:1] or lines[-1:] or ["no output"])[0][:500]
 
 
 def _as_root(argv: Sequence[str], env: Mapping[str, str] | None) -> list[str]:
@@ -154,10 +161,12 @@ def run(
         raise
     if process.returncode != 0:
         output = (stderr.strip() or stdout.strip()).decode(errors="replace")
-        last = output.splitlines()[-1].strip() if output else "no output"
         how = f"exit status {process.returncode}" if process.returncode > 0 else f"signal {-process.returncode}"
         raise RunError(
-            f"{name} failed with {how}: {last}", hint, returncode=process.returncode, output=output[-_TAIL:]
+            f"{name} failed with {how}: {_gist(output)}",
+            hint,
+            returncode=process.returncode,
+            output=output[-_TAIL:],
         )
     return Result(stdout, stderr)
 

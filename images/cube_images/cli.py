@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `measured-image` command. Exit status: 0 done, 1 failed, 2 does not verify, 64 usage, 130 interrupted."""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from cube_attestation.errors import AttestationError, NotAuthentic
+
+from cube_images import flavour, manifest, predict
+from cube_images.errors import ImageError
+
+OK, FAILED, NOT_AUTHENTIC, USAGE, INTERRUPTED = 0, 1, 2, 64, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(USAGE, f"{self.prog}: {message}\n")
+
+
+def _lock(arguments: argparse.Namespace) -> int:
+    from cube_images import lock, resolve
+
+    try:
+        old = lock.load(arguments.flavour)
+    except ImageError:
+        old = None
+    new = resolve.resolve(arguments.flavour, lambda line: print(line, file=sys.stderr, flush=True))
+    path = lock.store(new, shipped=True)
+    changes = lock.changes(old, new) if old else []
+    for line in changes:
+        print(line)
+    print(f"{path}: {len(new.packages())} packages, {len(changes)} changed, sha256:{new.digest()}")
+    return OK
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from cube_images import build, keys
+
+    def lines(progress: build.Progress) -> None:
+        print(progress.line(), file=sys.stderr, flush=True)
+
+    def objects(progress: build.Progress) -> None:
+        print(json.dumps(asdict(progress)), file=sys.stderr, flush=True)
+
+    report: Callable[[build.Progress], None] = objects if arguments.progress == "json" else lines
+    signer = keys.open_key(arguments.key or keys.make_default())
+    image = build.build(arguments.flavour, signer, report)
+    if arguments.output:
+        image = build.copy(image, arguments.output)
+    print(f"image    {image.digest}")
+    print(f"folder   {image.folder}")
+    print(f"root     {image.payload['root']}")
+    for pcr, value in sorted(image.pcrs.items(), key=lambda item: int(item[0])):
+        print(f"PCR {pcr:>2}   {value}")
+    return OK
+
+
+def _folder(arguments: argparse.Namespace) -> Path:
+    from cube_images import build
+
+    if arguments.folder:
+        return Path(arguments.folder)
+    image = build.built("local")
+    if image is None:
+        raise ImageError("the image of the current definition was not built", "run `measured-image build local`")
+    return image.folder
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    found = predict.predict(_folder(arguments))
+    if arguments.json:
+        print(json.dumps(manifest.reference(found), indent=1))
+        return OK
+    values = predict.pcrs(found)
+    for pcr in sorted(values):
+        print(f"PCR {pcr:>2}  {values[pcr].hex()}")
+        for item in found:
+            if item.pcr == pcr:
+                print(f"        {item.digest.hex()[:16]}…  {item.what}  [{item.source}]")
+    return OK
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from cube_images import build
+
+    image = build.open_image(_folder(arguments))
+    if arguments.json:
+        print(json.dumps(image.payload, indent=1, sort_keys=True))
+        return OK
+    for name in ("id", "flavour", "image", "uki", "uki_authenticode", "root", "lock", "definition"):
+        print(f"{name:<17}{image.payload[name]}")
+    print(f"{'packages':<17}{len(image.payload['packages'])}")
+    for item in image.payload["binaries"]:
+        print(f"{item['path']:<17}{item['origin']} from {item['from']}")
+    for pcr, value in sorted(image.pcrs.items(), key=lambda pair: int(pair[0])):
+        print(f"{f'PCR {pcr}':<17}{value}")
+    return OK
+
+
+def _verify_manifest(arguments: argparse.Namespace) -> int:
+    from cube_images import verification
+
+    for line in verification.verify(Path(arguments.manifest), arguments.key):
+        print(line)
+    return OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="measured-image", description="Build machine images whose measurements are known beforehand."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    flavours = flavour.names()
+
+    def add(name: str, call: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(call=call)
+        return command
+
+    lock = add("lock", _lock, "Choose exact versions and hashes anew, from the host's own mirror.")
+    lock.add_argument("flavour", nargs="?", default="local", choices=flavours)
+    build = add("build", _build, "Build an image from its lock, unless the cache has it.")
+    build.add_argument("flavour", nargs="?", default="local", choices=flavours)
+    build.add_argument("--key", metavar="file:PATH", help="key that signs the manifest (default: one of this user)")
+    build.add_argument("--output", type=Path, metavar="DIR", help="also copy the result there")
+    build.add_argument(
+        "--progress", choices=("text", "json"), default="text", help="how progress is written (stderr)"
+    )
+    for name, call, text in (
+        ("predict", _predict, "Predict the PCRs from the image alone, with the events in words."),
+        ("show", _show, "Show the manifest of a built image."),
+    ):
+        command = add(name, call, text)
+        command.add_argument("folder", nargs="?", help="folder of a built image (default: the last one of `local`)")
+        command.add_argument("--json", action="store_true", help="write JSON")
+    check = add(
+        "verify-manifest", _verify_manifest, "Check a manifest's signature, and the files beside it against it."
+    )
+    check.add_argument("manifest", help="manifest.json, or the folder that holds it")
+    check.add_argument(
+        "--key", required=True, help="allowed signer: sha256:… of its public key, or a file with it in PEM"
+    )
+    return parser
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; errors are one line on standard error."""
+    arguments = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        call: Callable[[argparse.Namespace], int] = arguments.call
+        return call(arguments)
+    except KeyboardInterrupt:
+        print("measured-image: interrupted, nothing half-made was left behind", file=sys.stderr)
+        return INTERRUPTED
+    except NotAuthentic as error:
+        print(f"measured-image: {error}", file=sys.stderr)
+        return NOT_AUTHENTIC
+    except (ImageError, AttestationError) as error:
+        print(f"measured-image: {error}", file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:
+        return FAILED
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
