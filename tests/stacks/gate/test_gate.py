@@ -93,9 +93,9 @@ def test_nothing_replays_after_a_reboot(machine: Any, trust: Trust, signed: Sign
     examined = admitted(machine, trust, signed.digest)
     assert examined.claims is not None
     boot, spki = examined.claims.boot, examined.tls_spki
-    old = ControlMessage(
-        "local", "PUT", PREFIX + "domains", boot, spki, 0, datetime.now(UTC), {"domains": domains("acme")}
-    ).sign(trust.control)
+    body: dict[str, Any] = {"domains": domains("acme")}
+    message = ControlMessage("local", "PUT", PREFIX + "domains", boot, spki, 0, datetime.now(UTC), body)
+    old = message.sign(trust.control)
     machine.reboot()
     assert client.ready(machine.management)[1][0] == "lease.none"
     with pytest.raises(KeyMismatch):
@@ -170,7 +170,7 @@ def test_a_tpm_of_another_maker_is_refused(
     [
         ("local", 2, "launch.revision.too_old"),
         ("local", 4, "launch.not_allowed"),
-        ("other", 3, "launch.environment"),
+        ("other", 3, "launch.environment_mismatch"),
     ],
 )
 def test_another_launch_document_is_refused(
