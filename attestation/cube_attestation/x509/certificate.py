@@ -19,6 +19,7 @@ from . import der, keys
 MAX_BYTES = 32 << 10
 MAX_COUNT = 24
 MAX_EXTENSIONS = 48
+MAX_ATTRIBUTES = 32
 KEPT = 512
 
 BASIC_CONSTRAINTS, KEY_USAGE, EXTENDED_KEY_USAGE = der.oid("2.5.29.19"), der.oid("2.5.29.15"), der.oid("2.5.29.37")
@@ -160,6 +161,8 @@ def parse(data: bytes) -> Certificate:
     not_before, not_after = validity.time(), validity.time()
     validity.done()
     subject = body.whole(der.SEQUENCE)
+    attributes(issuer)
+    attributes(subject)
     spki = body.whole(der.SEQUENCE)
     extensions = read_extensions(body.inner(0xA3), what) if body.more() else {}
     body.done()
@@ -262,13 +265,16 @@ def attributes(name: bytes) -> tuple[tuple[str, str], ...]:
     """(type, value) of a Name's attributes in order: for people and for well-known names. Raises BadInput."""
     outer = der.Cursor(name, "name").inner()
     found: list[tuple[str, str]] = []
-    while outer.more() and len(found) < 32:
+    while outer.more():
+        if len(found) > MAX_ATTRIBUTES:
+            raise BadInput(f"more than {MAX_ATTRIBUTES} attributes", where="name")
         rdn = outer.inner(der.SET)
         while rdn.more():
             pair = rdn.inner()
             oid = pair.take(der.OID)
             tag = pair.peek()
             raw = pair.take(tag)
+            pair.done()
             text = raw.decode("utf-16-be" if tag == der.BMP else "utf-8", "replace")
             found.append(
                 (_ATTRIBUTES.get(oid) or der.dotted(oid), "".join(c if c.isprintable() else "?" for c in text))
@@ -278,9 +284,6 @@ def attributes(name: bytes) -> tuple[tuple[str, str], ...]:
 
 def describe(name: bytes) -> str:
     """A Name for people, at most 160 characters."""
-    try:
-        pairs = attributes(name)
-    except BadInput:
-        return "a malformed name"
+    pairs = attributes(name)
     wanted = [f"{kind}={value}" for kind, value in reversed(pairs) if kind in ("CN", "O")]
     return (", ".join(wanted) or ", ".join(f"{kind}={value}" for kind, value in pairs))[:160]
