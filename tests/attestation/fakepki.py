@@ -182,6 +182,13 @@ def default_boot() -> list[Step]:
     ]
 
 
+def cmdline_changed() -> list[Step]:
+    """The default boot with another kernel command line in its UKI."""
+    steps = default_boot()
+    at = next(i for i, step in enumerate(steps) if step.what == "UKI section .cmdline")
+    return [*steps[:at], section(".cmdline", b"init=/bin/sh")[1], *steps[at + 1 :]]
+
+
 def replay(steps: Sequence[Step]) -> dict[int, bytes]:
     values = eventlog.initial("sha256")
     for step in steps:

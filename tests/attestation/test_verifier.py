@@ -25,13 +25,13 @@ from fakepki import (
     NOW,
     Step,
     World,
+    cmdline_changed,
     default_boot,
     ec_key,
     environment_ca,
     issue,
     phase,
     rsa_key,
-    section,
     spki,
 )
 from fakepki import tpm_maker as maker
@@ -195,12 +195,6 @@ def resigned_receipt(world: World, bundle: Bundle) -> Bundle:
     return world.receipted(bundle)
 
 
-def cmdline_boot() -> list[Step]:
-    steps = default_boot()
-    at = next(i for i, step in enumerate(steps) if step.what == "UKI section .cmdline")
-    return [*steps[:at], section(".cmdline", b"init=/bin/sh")[1], *steps[at + 1 :]]
-
-
 PCR8 = jcs.dumps({"another": "launch document"})
 IN_THE_PAST = (NOW - timedelta(days=9), NOW - timedelta(seconds=1))
 IN_THE_FUTURE = (NOW + timedelta(seconds=1), NOW + timedelta(days=9))
@@ -243,7 +237,7 @@ WORLD: list[tuple[str, Change]] = [
     ("tpm.ak.other_ek", attr(ak_serial=OTHER_SPKI)),
     ("tpm.ak.attributes", attr(ak_attributes=0x00040072)),
     ("tpm.ak.attributes", attr(ak_attributes=0x00070072)),
-    ("tpm.pcr.mismatch", boot(cmdline_boot())),
+    ("tpm.pcr.mismatch", boot(cmdline_changed())),
     ("tpm.pcr.mismatch", attr(pcr8_payload=PCR8)),
     ("tpm.pcr.not_quoted", quote_without_pcr),
     ("tpm.pcr.no_reference", policy("tpm.pcrs", "[2, 3, 4, 5, 7, 8, 9, 11]")),
@@ -484,7 +478,7 @@ def test_a_naive_clock_is_bad_input() -> None:
 
 
 WORDS: list[tuple[str, Change]] = [
-    ("PCR 11: UKI section .cmdline differs from the predicted one", boot(cmdline_boot())),
+    ("PCR 11: UKI section .cmdline differs from the predicted one", boot(cmdline_changed())),
     (
         "PCR 11: systemd boot phase ready was predicted, and the machine's log ends before it",
         boot(default_boot()[:-1]),
@@ -512,7 +506,7 @@ def test_a_mismatch_names_the_first_diverging_event(words: str, change: Change) 
 
 
 def test_a_log_that_the_quote_does_not_vouch_for_explains_nothing() -> None:
-    world = World(boot=cmdline_boot())
+    world = World(boot=cmdline_changed())
     verdict = judge(world, put("tcg-eventlog", b"\0")(world.bundle()))
     assert any("there is no event log to say where" in reason.words for reason in verdict.reasons)
 
