@@ -121,6 +121,10 @@ class Resource(ABC):
         """Outputs that can be told before anything is done; the others are shown as unknown."""
         return {}
 
+    def preview_note(self, inputs: Properties) -> str:  # noqa: ARG002
+        """What a preview says beside the resource, e.g. why outputs are unknown; empty: nothing."""
+        return ""
+
     @abstractmethod
     def create(self, ctx: Context, inputs: Properties) -> State:
         """Make it. Raises `Failed` (nothing is stored) or `Unhealthy` (stored, and updated next time)."""

@@ -141,7 +141,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
             inputs, secrets = wire.decode(request.properties)
             if request.preview:
                 return provider_pb2.CreateResponse(
-                    properties=wire.encode(_previewed(resource, inputs), secrets),
+                    properties=wire.encode(_previewed(resource, ctx, inputs), secrets),
                     refresh_before_update=resource.refresh_before_update,
                 )
             with self._unhealthy(resource, context, inputs, secrets):
@@ -173,7 +173,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
             inputs, secrets = wire.decode(request.news)
             if request.preview:
                 return provider_pb2.UpdateResponse(
-                    properties=wire.encode(_previewed(resource, inputs), secrets),
+                    properties=wire.encode(_previewed(resource, ctx, inputs), secrets),
                     refresh_before_update=resource.refresh_before_update,
                 )
             with self._unhealthy(resource, context, inputs, secrets):
@@ -262,7 +262,10 @@ def _abort(context: Any, code: Code, message: str, detail: Any = None) -> NoRetu
     raise AssertionError("abort_with_status returned")
 
 
-def _previewed(resource: Resource, inputs: Properties) -> Properties:
+def _previewed(resource: Resource, ctx: Context, inputs: Properties) -> Properties:
+    note = resource.preview_note(inputs)
+    if note:
+        ctx.progress(note)
     known = resource.preview(inputs)
     return dict.fromkeys(RESOURCES[resource.token].outputs, UNKNOWN) | known
 
