@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cube_attestation.errors import BadInput
@@ -262,7 +262,7 @@ def _text(data: bytes) -> str:
     return text[:80] if text.isprintable() else ""
 
 
-def endorsement_addresses(log: EventLog) -> Collection[str]:
+def endorsement_addresses(log: EventLog) -> tuple[str, ...]:
     """Where the firmware says that its signed endorsement is published (SP800-155 events; a hint, nothing more)."""
     found: list[str] = []
     for event in log.events:

@@ -2,8 +2,8 @@
 """Intel's certificate chains and signatures, on the shared X.509 helpers.
 
 Parsed certificates, lists and the answers to signature checks are kept by those helpers (keyed by all bytes that
-went in, which no clock changes); dates are compared anew at every call. So a second check of the same chain is cheap
-and never says anything that a fresh one would not.
+went in, which no clock changes); dates are compared anew at every call. So a second check of the same chain is
+cheap and never says anything that a fresh one would not.
 """
 
 from __future__ import annotations

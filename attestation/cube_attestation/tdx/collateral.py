@@ -340,7 +340,7 @@ def _signature(text: str, where: str) -> bytes:
 
 
 def _json(data: bytes, where: str, *, signed: bool = False) -> dict[str, object]:
-    """A JSON object. Names may not occur twice, except in what Intel signed: its parser would not have taken them."""
+    """A JSON object. Names may not occur twice, unless Intel signed it (``signed``): then it is Intel's to say."""
     if len(data) > MAX_JSON:
         raise BadInput(f"larger than {MAX_JSON >> 10} KiB", where=where)
     try:
