@@ -63,6 +63,8 @@ def parse_hcl(data: bytes) -> HclReport:
         raise BadInput(f"version {version} is not known", where=what, todo="this reader knows versions 1 and 2")
     if request != REQUEST_TYPE:
         raise BadInput(f"request type {request} is not known", where=what)
+    if any(data[16:HEADER]):
+        raise BadInput("status or reserved bytes of the header are not zero", where=what)
     runtime_size, runtime_version, tee, hash_type, claims_size = struct.unpack_from(
         "<IIIII", data, HEADER + REPORT_BYTES
     )
