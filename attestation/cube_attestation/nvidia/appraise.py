@@ -27,6 +27,18 @@ NVDEC0_INDEX = 35  # measures a decoder that may be fused off; then its value me
 ALLOWABLE = ("ocsp.device", "ocsp.rim", "rim.driver", "rim.vbios", "fwid")
 MODES = ("spt", "mpt", "ppcie")
 
+RIM_CODES = {
+    "digest_mismatch": "nvidia.rim.digest_mismatch",
+    "signature_invalid": "nvidia.rim.signature_invalid",
+    "signature_form": "nvidia.rim.signature_form",
+    "chain.untrusted_root": "nvidia.rim.untrusted_root",
+    "chain.signature": "nvidia.rim.chain_signature_invalid",
+    "chain.constraints": "nvidia.rim.chain_constraints",
+    "chain.weak": "nvidia.rim.chain_weak",
+    "chain.expired": "collateral.expired",
+    "chain.not_yet_valid": "collateral.not_yet_valid",
+}
+
 # What is known about single measurements, by RIM index
 HAZARDS: Mapping[int, str] = {
     9: "known on a3-highgpu-1g after a guest reboot: stop the VM and start it again, a reboot does not help",
@@ -238,12 +250,12 @@ def _policy(device: verify.Device, rules: NvidiaRules, findings: _Findings) -> N
     if report.mode not in rules.modes:
         findings.refuse("nvidia.mode.not_allowed", f"the GPU is in mode {report.mode}")
         findings.compared.append(Comparison("mode", " or ".join(rules.modes), report.mode))
-    for what, minimum, found in (
-        ("driver", rules.minimum_driver, report.driver_version),
-        ("vbios", rules.minimum_vbios, report.vbios_version),
+    for what, code, minimum, found in (
+        ("driver", "nvidia.driver.too_old", rules.minimum_driver, report.driver_version),
+        ("VBIOS", "nvidia.vbios.too_old", rules.minimum_vbios, report.vbios_version),
     ):
         if minimum and _version(found) < _version(minimum):
-            findings.refuse(f"nvidia.{what}.too_old", f"{what} {found} is older than {minimum}")
+            findings.refuse(code, f"{what} {found} is older than {minimum}")
             findings.compared.append(Comparison(f"{what} at least", minimum, found))
 
 
@@ -261,8 +273,7 @@ def _verified_rim(data: bytes, rules: NvidiaRules, now: datetime, findings: _Fin
     try:
         return rim.verify(data, rules.rim_roots, now, allow_expired=rules.allow_expired_rim)
     except NotAuthentic as error:
-        codes = {"chain.expired": "collateral.expired", "chain.not_yet_valid": "collateral.not_yet_valid"}
-        findings.forged.append(Reason(codes.get(error.why, f"nvidia.rim.{error.why}"), f"manifest: {error.what}"))
+        findings.forged.append(Reason(RIM_CODES[error.why], f"manifest: {error.what}"))
         return None
 
 

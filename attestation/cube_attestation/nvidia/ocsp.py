@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 32 << 10
 MAX_RESPONSES = 64
+OCSP_CODES = {
+    "signature_invalid": "nvidia.ocsp.signature_invalid",
+    "untrusted_responder": "nvidia.ocsp.untrusted_responder",
+}
 HOLD = "certificateHold"
 SKEW = timedelta(seconds=60)  # how far in the future a thisUpdate may lie
 
@@ -113,7 +117,7 @@ def check(
             kept = _kept.get(data, keys.anchors, now, partial(_verify, data, issuer, now))
             found.append(kept.status)
         except NotAuthentic as error:
-            broken.append(Reason(f"nvidia.ocsp.{error.why}", f"{x509chain.name(certificate)}: {error.what}"))
+            broken.append(Reason(OCSP_CODES[error.why], f"{x509chain.name(certificate)}: {error.what}"))
     if found:
         return _problem(found, certificate, now, max_age)
     if broken:

@@ -109,7 +109,11 @@ def _verify(data: bytes, anchors: frozenset[str], now: datetime) -> VerifiedRim:
     info, digest_value, value, key_info = _shape(signature)
     signed = etree.tostring(info, method="c14n", exclusive=False, with_comments=False)
     certificates = _certificates(key_info)
-    if not chains.signed_by(chains.p384_key(certificates[0]), _base64(value, 96), signed):
+    try:
+        key = chains.p384_key(certificates[0])
+    except NotAuthentic as error:
+        raise NotAuthentic(error.what, why="chain.weak") from error
+    if not chains.signed_by(key, _base64(value, 96), signed):
         raise NotAuthentic("the signer's key did not sign this manifest", why="signature_invalid")
     _remove(signature)
     digest = hashlib.sha384(etree.tostring(root.getroottree(), method="c14n", with_comments=False)).digest()

@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 
 # DICE TcbInfo as Hopper writes it, and as Blackwell does
 FWID_OIDS = ("2.23.133.5.4.1", "2.23.133.5.4.1.1")
+CHAIN_CODES = {
+    "missing": "nvidia.chain.missing",
+    "untrusted_root": "nvidia.chain.untrusted_root",
+    "signature": "nvidia.chain.signature_invalid",
+    "expired": "nvidia.chain.expired",
+    "not_yet_valid": "nvidia.chain.not_yet_valid",
+    "constraints": "nvidia.chain.constraints",
+    "weak": "nvidia.chain.weak",
+}
 _SHA384 = bytes.fromhex("608648016503040202")
 _CHIP = re.compile(r"([A-Z]{1,4}_?[0-9A-Z]{2,6}) ")
 
@@ -85,7 +94,7 @@ def verify(
     try:
         leaf = _kept.get(evidence.chain, anchors, now, lambda: _leaf(evidence.chain, anchors, now))
     except NotAuthentic as error:
-        reasons.append(Reason(f"nvidia.chain.{error.why}", error.what))
+        reasons.append(Reason(CHAIN_CODES[error.why], error.what))
     else:
         reasons += _fwid(report, leaf, fwid_required)
         if not chains.signed_by(leaf.key, report.signature, report.signed):

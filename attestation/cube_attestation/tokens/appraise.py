@@ -51,8 +51,8 @@ class TokenRules:
 
     ``iss``: accepted issuer names, by default the service's own; ``keys``: SPKI digests of signing keys or of
     certificates above them, by default NVIDIA's for NRAS and nothing for the others; ``audience``: accepted values
-    of ``aud``, empty to leave it alone; ``claims``: dotted path → accepted values, all must hold; ``debug``: take debuggable
-    machines too; ``max_life``: the longest time from issue to end that is accepted.
+    of ``aud``, empty to leave it alone; ``claims``: dotted path → accepted values, all must hold; ``debug``: take
+    debuggable machines too; ``max_life``: the longest time from issue to end that is accepted.
     """
 
     issuer: str
