@@ -44,8 +44,10 @@ def load_der(data: bytes, *, where: str) -> x509.Certificate:
     try:
         certificate = x509.load_der_x509_certificate(data)
         certificate.public_key()
-        _ = list(certificate.extensions)  # malformed or doubled extensions show only here
-        _ = (certificate.subject, certificate.issuer, certificate.signature_algorithm_oid)
+        _ = list(certificate.extensions)  # malformed parts show only when they are read, so read all of them here
+        _ = (certificate.subject.rfc4514_string(), certificate.issuer.rfc4514_string())
+        _ = (certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+        _ = (certificate.signature_hash_algorithm, certificate.serial_number)
     except Exception as error:  # the library raises many kinds for malformed certificates
         raise BadInput(f"not a certificate: {str(error)[:100]}", where=where) from error
     return certificate

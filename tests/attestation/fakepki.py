@@ -230,12 +230,13 @@ def ecc_public(key: ec.EllipticCurvePrivateKey, attributes: int = AK_ATTRIBUTES)
     return head + struct.pack(">HHHHH", abi.ALG_NULL, abi.ALG_ECDSA, abi.ALG_SHA256, 3, abi.ALG_NULL) + x + y
 
 
-def attest(extra: bytes, pcr_digest: bytes, selected: Sequence[int]) -> bytes:
-    """TPMS_ATTEST of a quote over the SHA-256 bank."""
+def attest(extra: bytes, pcr_digest: bytes, selected: Sequence[int], public: bytes) -> bytes:
+    """TPMS_ATTEST of a quote over the SHA-256 bank by the endorsement primary with the TPMT_PUBLIC ``public``."""
+    signer = abi.parse_public(public).qualified_name(abi.RH_ENDORSEMENT)
     bits = sum(1 << pcr for pcr in selected).to_bytes(3, "little")
     return (
         struct.pack(">IH", abi.GENERATED_VALUE, abi.ST_ATTEST_QUOTE)
-        + abi.sized(b"\x00\x0b" + bytes(32))
+        + abi.sized(signer)
         + abi.sized(extra)
         + struct.pack(">QIIBQ", 123456, 1, 0, 1, 0x2023_0000)
         + struct.pack(">IHB", 1, abi.ALG_SHA256, 3)
@@ -378,13 +379,14 @@ class World:
         values[8] = hashlib.sha256(bytes(32) + hashlib.sha256(payload).digest()).digest()
         listed = {pcr: values[pcr] for pcr in self.quoted_pcrs}
         digest = hashlib.sha256(b"".join(listed.values())).digest()
-        message = attest(self.claims().extra_data() if extra is None else extra, digest, self.quoted_pcrs)
         key = ec_key(self.ak_key)
+        public = ecc_public(key, self.ak_attributes)
+        message = attest(self.claims().extra_data() if extra is None else extra, digest, self.quoted_pcrs, public)
         return jcs.dumps(
             {
                 "attest": encode_base64(message),
                 "signature": encode_base64(tpm_sign(key, message)),
-                "ak_public": encode_base64(ecc_public(key, self.ak_attributes)),
+                "ak_public": encode_base64(public),
                 "pcrs": {"sha256": {str(pcr): value.hex() for pcr, value in listed.items()}},
             }
         )

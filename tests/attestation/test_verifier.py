@@ -18,6 +18,7 @@ from cube_attestation.bundle import Bundle
 from cube_attestation.claims import ModelClaim
 from cube_attestation.cmw import Collection
 from cube_attestation.errors import BadInput
+from cube_attestation.fields import encode_base64
 from cube_attestation.verdict import Verdict
 from cube_attestation.verifier import verify
 from fakepki import (
@@ -28,6 +29,7 @@ from fakepki import (
     cmdline_changed,
     default_boot,
     ec_key,
+    ecc_public,
     environment_ca,
     issue,
     phase,
@@ -35,6 +37,8 @@ from fakepki import (
     spki,
 )
 from fakepki import tpm_maker as maker
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 Change = Callable[[World], None]
 Tamper = Callable[[Bundle], Bundle]
@@ -269,6 +273,7 @@ TAMPERED: list[tuple[str, Tamper]] = [
     ("tpm.quote.pcr_digest_mismatch", other_values),
     ("tpm.quote.nonce_mismatch", member("claims", "nonce", "00" * 32)),
     ("tpm.quote.nonce_mismatch", without("claims")),
+    ("tpm.ak.name_mismatch", member("tpm-quote", "ak_public", encode_base64(ecc_public(ec_key("ak"), 0x00050472)))),
     ("tpm.eventlog.missing", without("tcg-eventlog")),
     ("tpm.eventlog.malformed", put("tcg-eventlog", b"\0")),
     ("tpm.eventlog.malformed", put("systemd-eventlog", b"{}")),
@@ -538,3 +543,30 @@ def test_the_environment_ca_is_no_tpm_maker() -> None:
     assert "tpm.ek.untrusted_root" in judge(world).codes
     world = World(ak_issuer=maker()[0])
     assert "tpm.ak.untrusted_issuer" in judge(world).codes
+
+
+PASSING = (World().bundle(), World().the_policy())
+# Items of which every byte counts. Event data of logs, PEM line ends and certificates beside the path do not.
+SEALED = ("claims", "tpm-quote", "launch", "image-manifest", "ek-certificate", "ak-certificate")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_no_changed_byte_of_a_sealed_item_passes(data: st.DataObject) -> None:
+    bundle, rules = PASSING
+    label = data.draw(st.sampled_from(sorted(bundle.evidence.items)))
+    value = bytearray(bundle.evidence.items[label].value)
+    at = data.draw(st.integers(0, len(value) - 1))
+    value[at] ^= data.draw(st.integers(1, 255))
+    verdict = verify(put(label, bytes(value))(bundle), rules, now=NOW, nonce=NONCE)
+    assert jcs.loads(verdict.dump())
+    if label in SEALED:
+        assert not verdict.passed, (label, at)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(sorted(PASSING[0].evidence.items)), st.binary(max_size=80))
+def test_any_bytes_in_an_item_give_a_verdict(label: str, value: bytes) -> None:
+    verdict = verify(put(label, value)(PASSING[0]), PASSING[1], now=NOW)
+    assert not verdict.passed
+    assert all(reason.words for reason in verdict.reasons)

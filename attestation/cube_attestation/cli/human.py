@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import os
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from cube_attestation.explain import Explanation
-from cube_attestation.verdict import ItemVerdict, Verdict
+if TYPE_CHECKING:
+    from cube_attestation.explain import Explanation
+    from cube_attestation.verdict import ItemVerdict, Verdict
 
 _GREEN, _YELLOW, _RED, _BOLD, _OFF = "\033[32m", "\033[33m", "\033[31m", "\033[1m", "\033[0m"
 

@@ -21,6 +21,7 @@ CURVES = {0x0003: "secp256r1", 0x0004: "secp384r1", 0x0005: "secp521r1"}
 
 GENERATED_VALUE = 0xFF544347
 ST_ATTEST_QUOTE = 0x8018
+RH_ENDORSEMENT = 0x4000000B
 
 # Table 31: TPMA_OBJECT
 FIXED_TPM, FIXED_PARENT, SENSITIVE_DATA_ORIGIN = 1 << 1, 1 << 4, 1 << 5
@@ -166,6 +167,11 @@ class Public:
     def name(self) -> bytes:
         """TPM2B_NAME's content: nameAlg ‖ H(TPMT_PUBLIC) (Part 1, 16)."""
         return self.raw[2:4] + hashlib.new(self.name_algorithm, self.raw).digest()
+
+    def qualified_name(self, hierarchy: int) -> bytes:
+        """Its qualified name if it is a primary key of ``hierarchy`` (Part 1, 16): nameAlg ‖ H(handle ‖ name)."""
+        above = hierarchy.to_bytes(4, "big") + self.name()
+        return self.raw[2:4] + hashlib.new(self.name_algorithm, above).digest()
 
     def key(self) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey:
         """The public key. Raises BadInput if the numbers are no key."""

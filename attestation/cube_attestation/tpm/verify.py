@@ -117,6 +117,10 @@ def verify_quote(evidence: QuoteEvidence) -> list[Reason]:
         reasons.append(Reason("tpm.quote.signature_invalid", "the attestation key did not sign this quote"))
     if not hmac.compare_digest(pcr_digest(evidence) or b"", evidence.quote.pcr_digest):
         reasons.append(Reason("tpm.quote.pcr_digest_mismatch", "the PCR values listed are not the ones quoted"))
+    if evidence.quote.qualified_signer != evidence.ak.qualified_name(abi.RH_ENDORSEMENT):
+        # The TPM signs over the name of the key that it used: so the attributes are its word, not the guest's.
+        words = "the TPM says that a key with another public area made this quote"
+        reasons.append(Reason("tpm.ak.name_mismatch", words))
     lacking = AK_ATTRIBUTES & ~evidence.ak.attributes
     if lacking or evidence.ak.attributes & abi.DECRYPT:
         words = f"attributes 0x{evidence.ak.attributes:08x} are not those of a restricted signing key of this TPM"

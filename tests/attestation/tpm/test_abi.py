@@ -13,8 +13,8 @@ from fakepki import attest, ec_key, ecc_public, tpm_sign
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-QUOTE = attest(b"extra", bytes(32), (0, 7, 23))
 PUBLIC = ecc_public(ec_key("ak"))
+QUOTE = attest(b"extra", bytes(32), (0, 7, 23), PUBLIC)
 SIGNATURE = tpm_sign(ec_key("ak"), QUOTE)
 
 
