@@ -30,7 +30,6 @@ class Flavour:
     wheels: Mapping[str, str]
     go: Mapping[str, str]
     initrd_modules: tuple[str, ...]
-    root_modules: tuple[str, ...]
     recorded: Mapping[str, Any]
 
 
@@ -57,6 +56,5 @@ def load(name: str) -> Flavour:
         wheels=raw["wheels"],
         go=raw["go"],
         initrd_modules=tuple(raw["initrd"]["modules"]),
-        root_modules=tuple(raw["root"]["modules"]),
         recorded=raw["recorded"],
     )

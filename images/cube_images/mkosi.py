@@ -34,7 +34,6 @@ def values(definition: Flavour, **places: Path) -> dict[str, object]:
         "suite": definition.suite,
         "image": definition.image,
         "packages": definition.debian["image"].packages,
-        "root_modules": definition.root_modules,
         "command_line": command_line,
         **places,
     }
