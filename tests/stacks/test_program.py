@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +43,16 @@ class Recorder(mocks.Mocks):
 
 
 @pytest.fixture
-def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
+def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     made = Recorder()
+    # The SDK wants a current loop; a test before this one may have taken it away.
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
     mocks.set_mocks(made, project="cube", stack="local")
-    return made
+    yield made
+    asyncio.set_event_loop(None)
+    loop.close()
 
 
 def declare(recorder: Recorder) -> dict[str, Any]:

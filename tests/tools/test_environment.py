@@ -6,6 +6,7 @@ import shlex
 import socket
 import stat
 import subprocess
+import time
 from pathlib import Path
 
 import environment
@@ -38,6 +39,8 @@ def holder(pid: int, host: str) -> str:
 def test_an_engine_at_work_is_not_disturbed(home: Path) -> None:
     with subprocess.Popen(["pulumi", "60"], executable="/bin/sleep") as other:
         try:
+            while b"pulumi" not in Path(f"/proc/{other.pid}/cmdline").read_bytes():
+                time.sleep(0.01)  # the kernel shows it a moment after exec
             path = lock(home, holder(other.pid, socket.gethostname()))
             with pytest.raises(environment.EnvironmentProblem, match=f"pulumi process {other.pid} works"):
                 environment.release_stale_lock({}, lambda _: None)
