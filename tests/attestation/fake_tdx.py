@@ -17,7 +17,7 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.x509.oid import NameOID
 from cube_attestation.tdx.collateral import Collateral, Signed
@@ -80,6 +80,74 @@ def oid(dotted: str) -> bytes:
             digits.append(arc & 0x7F | 0x80)
         out += bytes(reversed(digits))
     return tlv(0x06, bytes(out))
+
+
+@functools.cache
+def rsa_key(role: str) -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(65537, 2048)
+
+
+def proto(number: int, value: int | bytes) -> bytes:
+    """One protobuf field."""
+
+    def varint(n: int) -> bytes:
+        out = bytearray()
+        while n > 0x7F:
+            out.append(n & 0x7F | 0x80)
+            n >>= 7
+        return bytes([*out, n])
+
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+@dataclass
+class FakeGoogle:
+    """Signs launch endorsements for firmware."""
+
+    mr_td: bytes = bytes([0x22] * 48)
+    svn: int = 3
+    signer: str = "signer"
+    dates: tuple[datetime, datetime] = (BORN, END)
+    issuer: str = "google root"
+
+    def _certificate(self, subject: str, role: str, issuer: str, issuer_role: str, *, ca: bool) -> x509.Certificate:
+        names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, n)]) for n in (subject, issuer)]
+        pss = padding.PSS(padding.MGF1(hashes.SHA256()), 32)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(names[0])
+            .issuer_name(names[1])
+            .public_key(rsa_key(role).public_key())
+            .serial_number(7)
+            .not_valid_before(BORN if ca else self.dates[0])
+            .not_valid_after(END if ca else self.dates[1])
+            .add_extension(x509.BasicConstraints(ca, None), critical=True)
+            .sign(rsa_key(issuer_role), hashes.SHA256(), rsa_padding=pss)
+        )
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        spki = (
+            rsa_key("google root")
+            .public_key()
+            .public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+        )
+        return ("sha256:" + hashlib.sha256(spki).hexdigest(),)
+
+    def endorsement(self) -> bytes:
+        root = self._certificate("GCE-cc-tcb-root", "google root", "GCE-cc-tcb-root", "google root", ca=True)
+        leaf = self._certificate("GCE-uefi-signer", "signer", "GCE-cc-tcb-root", self.issuer, ca=False)
+        measurement = proto(1, 234) + proto(2, 1) + proto(3, self.mr_td)
+        golden = (
+            proto(1, proto(1, 1_790_000_000)) + proto(2, 12345) + proto(3, b"commit")
+            + proto(4, leaf.public_bytes(serialization.Encoding.DER)) + proto(5, bytes([0x55] * 48))
+            + proto(6, root.public_bytes(serialization.Encoding.PEM))
+            + proto(8, proto(1, self.svn) + proto(2, proto(3, bytes(48))) + proto(2, measurement))
+        )  # fmt: skip
+        pss = padding.PSS(padding.MGF1(hashes.SHA256()), 32)
+        return proto(1, golden) + proto(2, rsa_key(self.signer).sign(golden, pss, hashes.SHA256()))
 
 
 @dataclass
@@ -159,7 +227,7 @@ class FakeTdx:
     def _certificate(
         self, subject: str, role: str, issuer: str, issuer_role: str, *, ca: bool | None, serial: int,
         dates: tuple[datetime, datetime] = (BORN, END), extra: tuple[x509.ExtensionType, ...] = (),
-        crl_sign: bool = True,
+        crl_sign: bool = True, authority: str = "",
     ) -> x509.Certificate:  # fmt: skip
         builder = (
             x509.CertificateBuilder()
@@ -176,7 +244,8 @@ class FakeTdx:
             )
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key(role).public_key()), critical=False)
             .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(key(issuer_role).public_key()), critical=False
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(key(authority or issuer_role).public_key()),
+                critical=False,
             )
         )
         for extension in extra:
@@ -198,11 +267,19 @@ class FakeTdx:
         extra = self.pck_extra
         if self.pck_has_sgx:
             extra = (x509.UnrecognizedExtension(x509.ObjectIdentifier(SGX_OID), self.sgx_extension()), *extra)
-        issuer, role = (
-            (self.names.root, self.root_role) if self.pck_under_root else (self.names.pck_ca, self.pck_issuer)
-        )
+        issuer, role, named = self.names.pck_ca, self.pck_issuer, "pck-ca"
+        if self.pck_under_root:
+            issuer, role, named = self.names.root, self.root_role, self.root_role
         return self._certificate(
-            self.names.pck, "pck", issuer, role, ca=False, serial=3, dates=self.pck_dates, extra=extra
+            self.names.pck,
+            "pck",
+            issuer,
+            role,
+            ca=False,
+            serial=3,
+            dates=self.pck_dates,
+            extra=extra,
+            authority=named,
         )
 
     def tcb(self) -> x509.Certificate:

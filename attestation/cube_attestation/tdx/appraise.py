@@ -16,7 +16,7 @@ from cube_attestation.fields import Fields
 from cube_attestation.tpm.eventlog import EventLog
 from cube_attestation.verdict import Comparison, ItemVerdict, Reason
 
-from . import abi, ccel
+from . import abi, ccel, endorsement
 from .collateral import STATUSES
 from .tcb import NOT_SUPPORTED
 from .verify import Verification
@@ -47,6 +47,7 @@ STATUS_CODES = {
     "Revoked": "tdx.tcb.revoked",
     NOT_SUPPORTED: "tdx.tcb.not_supported",
 }
+FIRMWARE_ASSUMPTION = "gcp.firmware_by_endorsement"
 MEASUREMENTS = ("mr_td", "mr_seam", "mr_config_id", "mr_owner", "mr_owner_config")
 PLATFORM_FLAGS = ("dynamic_platform", "cached_keys", "smt_enabled")
 
@@ -60,6 +61,8 @@ class TdxPolicy:
     """
 
     mr_td: tuple[bytes, ...] | None = None
+    endorsement_roots: tuple[str, ...] = ()  # an MRTD that their endorsement names is allowed as well
+    min_firmware_svn: int = 0  # of endorsed firmware
     mr_seam: tuple[bytes, ...] | None = None
     mr_config_id: tuple[bytes, ...] | None = None
     mr_owner: tuple[bytes, ...] | None = None
@@ -89,18 +92,20 @@ def appraise(
     *,
     report_data: bytes | None = None,
     log: EventLog | None = None,
+    endorsed: endorsement.Endorsement | None = None,
     item: str = "tdx-quote",
 ) -> ItemVerdict:
     """Judge what ``verify`` found. ``report_data``: the 64 bytes that the quote must carry; None: not compared.
 
-    ``log``: the parsed CCEL; one that does not replay to the quote's RTMRs is not authentic. Never raises for a
-    well-formed quote.
+    ``log``: the parsed CCEL; one that does not replay to the quote's RTMRs is not authentic. ``endorsed``: a launch
+    endorsement, looked at only if the policy names roots for it. Never raises for a well-formed quote.
     """
     report = found.quote.body
     if not isinstance(report, abi.TdReport):
         reason = Reason("tdx.quote.not_tdx", "this quote is of an SGX enclave, not of a TD")
         return ItemVerdict(item, found.forged, (reason,), (), _platform_facts(found))
     judge = _Judge(found, policy, report)
+    judge.firmware(endorsed)
     judge.identity()
     judge.attributes()
     judge.registers(log)
@@ -109,7 +114,7 @@ def appraise(
     judge.platform()
     if report_data is not None:
         judge.report_data(report_data)
-    forged = found.forged + (ccel.check(log, report) if log else ())
+    forged = found.forged + tuple(judge.forged) + (ccel.check(log, report) if log else ())
     facts = {**_platform_facts(found), **_report_facts(report), **judge.facts}
     return ItemVerdict(item, forged, tuple(judge.refused), tuple(judge.compared), facts)
 
@@ -117,6 +122,7 @@ def appraise(
 class _Judge:
     def __init__(self, found: Verification, policy: TdxPolicy, report: abi.TdReport) -> None:
         self.found, self.policy, self.report = found, policy, report
+        self.forged: list[Reason] = []
         self.refused: list[Reason] = []
         self.compared: list[Comparison] = []
         self.facts: dict[str, jcs.Json] = {}
@@ -130,8 +136,30 @@ class _Judge:
         if value not in allowed:
             self.refuse(code, f"{what} {value.hex()[:16]}… is none of the {len(allowed)} allowed values")
 
+    def firmware(self, endorsed: endorsement.Endorsement | None) -> None:
+        """MRTD: among the policy's values, or in an endorsement under one of the policy's roots."""
+        policy, value = self.policy, self.report.mr_td
+        if policy.mr_td is None and not policy.endorsement_roots:
+            return
+        named = endorsed.endorses(value) if endorsed and policy.endorsement_roots else None
+        if value in (policy.mr_td or ()) or endorsed is None or named is None:
+            self.one_of("MRTD", "tdx.mrtd.not_allowed", value, policy.mr_td or ())
+            return
+        if problem := endorsement.verify(endorsed, policy.endorsement_roots, self.found.now):
+            self.forged.append(Reason(f"tdx.endorsement.{problem.why}", problem.words))
+        if endorsed.svn < policy.min_firmware_svn:
+            words = f"firmware SVN {endorsed.svn} is below {policy.min_firmware_svn}"
+            self.refuse("tdx.endorsement.svn_too_low", words)
+        self.compared.append(Comparison("MRTD", named.mr_td.hex(), value.hex()))
+        self.facts |= {
+            "assumptions": [FIRMWARE_ASSUMPTION],
+            "firmware_sha384": endorsed.digest.hex(),
+            "firmware_svn": endorsed.svn,
+            "firmware_ram_gib": named.ram_gib,
+        }
+
     def identity(self) -> None:
-        for name in MEASUREMENTS:
+        for name in MEASUREMENTS[1:]:
             allowed = getattr(self.policy, name)
             if allowed is not None:
                 short = name.replace("_", "")
@@ -311,11 +339,14 @@ _ADVISORY = re.compile(r"[A-Z0-9-]{1,40}")
 def read_policy(fields: Fields) -> TdxPolicy:
     """Read the ``[tdx]`` section (docs/evidence/tdx.md). Raises BadInput that names the member.
 
-    A policy file must say which firmware it takes (``mrtd``), and every register that it does not pin must be
-    explained by the event log and ``[[tdx.events]]``. Fields that it leaves out must be zero.
+    A policy file must say which firmware it takes (``mrtd`` or ``endorsement_roots``), and every register that it
+    does not pin must be explained by the event log and ``[[tdx.events]]``. Fields that it leaves out must be zero.
     """
+    roots = fields.digests("endorsement_roots") if fields.has("endorsement_roots") else ()
     policy = TdxPolicy(
-        mr_td=_values(fields, "mrtd"),
+        mr_td=_values(fields, "mrtd") if fields.has("mrtd") or not roots else (),
+        endorsement_roots=roots,
+        min_firmware_svn=_number(fields, "min_firmware_svn") or 0,
         mr_seam=_values(fields, "mrseam") if fields.has("mrseam") else None,
         mr_config_id=_values(fields, "mrconfigid") if fields.has("mrconfigid") else (ZERO48,),
         mr_owner=_values(fields, "mrowner") if fields.has("mrowner") else (ZERO48,),

@@ -38,7 +38,7 @@ def verify(pem: bytes, anchors: Collection[str], now: datetime, *, where: str) -
     certificates = certificate.load(pem, where=where)
     found = path.find(certificates[0], certificates[1:], anchors, now)
     if found.problem:
-        return Problem(_WHY[found.problem], found.words)
+        return Problem(found.problem if found.problem in _NAMED else "invalid", found.words)
     if len(found.certificates) != len(certificates):
         return Problem("invalid", f"the {where} holds certificates that are no part of the chain")
     for one in found.certificates:
@@ -47,15 +47,8 @@ def verify(pem: bytes, anchors: Collection[str], now: datetime, *, where: str) -
     return found.certificates
 
 
-_WHY = {
-    "revoked": "revoked",
-    "expired": "expired",
-    "not_yet_valid": "not_yet_valid",
-    "constraints": "invalid",
-    "weak": "invalid",
-    "signature": "invalid",
-    "untrusted_root": "untrusted_root",
-}
+# The other ways in which a path may not hold are one to a reader of codes; the sentence tells them apart
+_NAMED = ("expired", "not_yet_valid", "untrusted_root")
 
 
 def verify_crl(data: bytes, issuer: Certificate, *, where: str) -> crl.Crl | Problem:
