@@ -156,5 +156,6 @@ class FakeAzure:
 
     def crls(self) -> list[bytes]:
         root, ca2025, _ = chain()
-        dates = {"start": self.crl_start, "end": self.crl_end}
-        return [fake.revoke(root, **dates), fake.revoke(ca2025, [24] if self.ca24_revoked else [], **dates)]
+        start, end = self.crl_start, self.crl_end
+        revoked = [24] if self.ca24_revoked else []
+        return [fake.revoke(root, start=start, end=end), fake.revoke(ca2025, revoked, start=start, end=end)]

@@ -46,7 +46,7 @@ class Case:
 
 
 TAMPERED = (
-    "snp.chain.signature",
+    "snp.chain.signature_invalid",
     "snp.signature.invalid",
     "snp.tcb.certificate_mismatch",
     "snp.chip_id.certificate_mismatch",

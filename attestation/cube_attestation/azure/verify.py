@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 
 ALLOW_MISSING_CRL = "azure.crl"  # names in a policy's allow_missing
 ALLOW_MISSING_AK_CERTIFICATE = "azure.ak-certificate"
+CHAIN_CODES = {
+    "expired": "azure.ak_chain.expired",
+    "not_yet_valid": "azure.ak_chain.not_yet_valid",
+    "constraints": "azure.ak_chain.constraints",
+    "weak": "azure.ak_chain.weak",
+    "signature_invalid": "azure.ak_chain.signature_invalid",
+    "untrusted_root": "azure.ak_chain.untrusted_root",
+}
 
 
 @dataclass(frozen=True)
@@ -166,13 +174,13 @@ def _ak_certificate(
         reasons.append(Reason("azure.ak_certificate.usage", words))
     chain = path.find(leaf, issuers, roots, now)
     if chain.problem:
-        return chain.certificates, [*reasons, Reason(f"azure.ak_chain.{chain.problem}", chain.words)]
+        return chain.certificates, [*reasons, Reason(CHAIN_CODES[chain.problem], chain.words)]
     revocation = path.check_revocation(chain.certificates, crls, now, max_age=max_crl_age)
     if revocation.revoked:
         reasons.append(Reason("azure.ak_chain.revoked", f"Microsoft revoked {revocation.revoked}"))
     for problem, words in revocation.problems:
         if problem != "missing" or ALLOW_MISSING_CRL not in allow_missing:
-            reasons.append(Reason(f"collateral.crl.{problem}", words))
+            reasons.append(Reason(path.CRL_CODES[problem], words))
     return chain.certificates, reasons
 
 

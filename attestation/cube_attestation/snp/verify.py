@@ -16,6 +16,15 @@ from cube_attestation.x509 import certificate, crl, keys, path
 from . import abi
 
 ALLOW_MISSING_CRL = "snp.crl"  # the name in a policy's allow_missing
+MISSING_KEY = {"vcek": "collateral.vcek.missing", "vlek": "collateral.vlek.missing"}
+CHAIN_CODES = {
+    "expired": "snp.chain.expired",
+    "not_yet_valid": "snp.chain.not_yet_valid",
+    "constraints": "snp.chain.constraints",
+    "weak": "snp.chain.weak",
+    "signature_invalid": "snp.chain.signature_invalid",
+    "untrusted_root": "snp.chain.untrusted_root",
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ def verify(
     kind = report.signing_key
     candidates = [c for c in endorsements.certificates if abi.key_kind(c) == kind]
     if not candidates:
-        return _refused(report, f"collateral.{kind}.missing", f"there is no {kind.upper()} certificate")
+        return _refused(report, MISSING_KEY[kind], f"there is no {kind.upper()} certificate")
     outcomes: list[Verified] = []
     for leaf in candidates[:8]:
         outcome = _under(report, leaf, endorsements, now, roots, allow_missing, max_crl_age)
@@ -122,7 +131,7 @@ def _under(
     issuers = (*endorsements.certificates, *(c for c in amd.published() if c not in endorsements.certificates))
     found = path.find(leaf, issuers, roots, now)
     if found.problem:
-        forged.append(Reason(f"snp.chain.{found.problem}", found.words))
+        forged.append(Reason(CHAIN_CODES[found.problem], found.words))
     else:
         forged += _chain(found, key, endorsements.crls, now, roots, allow_missing, max_crl_age)
     if not _signed(report, leaf):
@@ -160,7 +169,7 @@ def _chain(
         reasons.append(Reason("snp.chain.revoked", f"AMD revoked {revocation.revoked}"))
     for problem, words in revocation.problems:
         if problem != "missing" or ALLOW_MISSING_CRL not in allow_missing:
-            reasons.append(Reason(f"collateral.crl.{problem}", words))
+            reasons.append(Reason(path.CRL_CODES[problem], words))
     return reasons
 
 

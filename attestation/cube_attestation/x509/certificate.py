@@ -121,7 +121,7 @@ class Certificate:
         outer.done()
         found: list[str] = []
         while inner.more():
-            found.append(der.dotted(inner.take(der.OID)))
+            found.append(der.dotted(inner.oid()))
         return tuple(found)
 
     def key_identifiers(self) -> tuple[bytes | None, bytes | None]:
@@ -188,7 +188,7 @@ def read_extensions(cursor: der.Cursor, what: str) -> dict[bytes, Extension]:
     found: dict[bytes, Extension] = {}
     while inner.more():
         extension = inner.inner()
-        oid = extension.take(der.OID)
+        oid = extension.oid()
         critical = extension.boolean() if extension.peek() == der.BOOLEAN else False
         value = extension.take(der.OCTET_STRING)
         extension.done()
@@ -271,7 +271,7 @@ def attributes(name: bytes) -> tuple[tuple[str, str], ...]:
         rdn = outer.inner(der.SET)
         while rdn.more():
             pair = rdn.inner()
-            oid = pair.take(der.OID)
+            oid = pair.oid()
             tag = pair.peek()
             raw = pair.take(tag)
             pair.done()

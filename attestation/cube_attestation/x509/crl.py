@@ -98,7 +98,7 @@ def _entries(cursor: der.Cursor, what: str) -> frozenset[int]:
             extensions = entry.inner()
             while extensions.more():
                 extension = extensions.inner()
-                oid = extension.take(der.OID)
+                oid = extension.oid()
                 if extension.peek() == der.BOOLEAN and extension.boolean():
                     raise BadInput(f"an entry has the critical extension {der.dotted(oid)}", where=what)
         entry.done()

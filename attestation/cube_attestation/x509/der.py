@@ -92,6 +92,13 @@ class Cursor:
             raise BadInput("a boolean that is neither true nor false", where=self.what)
         return value == b"\xff"
 
+    def oid(self) -> bytes:
+        """An OBJECT IDENTIFIER's contents: numbers that end and are in their shortest form."""
+        value = self.take(OID)
+        if not value or value[-1] >= 0x80 or (0x80 in value and _padded(value)):
+            raise BadInput("a malformed object identifier", where=self.what)
+        return value
+
     def bits(self) -> bytes:
         """A BIT STRING of whole bytes."""
         value = self.take(BIT_STRING)
@@ -117,6 +124,11 @@ class Cursor:
     def done(self) -> None:
         if self.at != self.end:
             raise BadInput(f"{self.end - self.at} bytes too many at offset {self.at}", where=self.what)
+
+
+def _padded(oid: bytes) -> bool:
+    """Whether a number begins with a septet of zeros."""
+    return any(byte == 0x80 and (i == 0 or oid[i - 1] < 0x80) for i, byte in enumerate(oid))
 
 
 def integer(value: bytes, what: str, limit: int = 21) -> int:

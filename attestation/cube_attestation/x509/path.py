@@ -34,8 +34,14 @@ UNDERSTOOD = frozenset((BASIC_CONSTRAINTS, KEY_USAGE, EXTENDED_KEY_USAGE, SUBJEC
 KEY_CERT_SIGN, CRL_SIGN = 0x04, 0x02
 
 # From "nearly a path" to "not even that"; the most telling one is reported.
-PROBLEMS = ("revoked", "expired", "not_yet_valid", "constraints", "weak", "signature", "untrusted_root")
-CRL_PROBLEMS = ("missing", "expired", "not_yet_valid", "too_old", "signature")
+PROBLEMS = ("revoked", "expired", "not_yet_valid", "constraints", "weak", "signature_invalid", "untrusted_root")
+CRL_CODES = {
+    "missing": "collateral.crl.missing",
+    "expired": "collateral.expired",
+    "not_yet_valid": "collateral.not_yet_valid",
+    "too_old": "collateral.too_old",
+    "signature_invalid": "collateral.crl.signature_invalid",
+}
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ def find(
             return None
         if len(path) > 1 and child.spki_digest in anchors:
             if child.subject == child.issuer and not signed(child, child):
-                failed.append(Path(path, "signature", f"{child.name} does not hold its own signature"))
+                failed.append(Path(path, "signature_invalid", f"{child.name} does not hold its own signature"))
                 return None
             return Path(path)
         named = [issuer for issuer in issuers if _may_issue(child, issuer) and issuer not in path]
@@ -89,7 +95,7 @@ def find(
             if tries[0] < 0:
                 break
             if not signed(child, issuer):
-                failed.append(Path(path, "signature", f"{child.name} is not signed by {issuer.name}"))
+                failed.append(Path(path, "signature_invalid", f"{child.name} is not signed by {issuer.name}"))
                 continue
             found = walk((*path, issuer))
             if found is not None:
@@ -148,9 +154,17 @@ def _own_problem(
     return None
 
 
+def _signed_list(crl: Crl, issuer: Certificate) -> bool:
+    """Whether ``issuer`` may sign lists and signed this one."""
+    usage = issuer.key_usage()
+    if usage is not None and not usage & CRL_SIGN:
+        return False
+    return keys.verify(issuer.spki, crl.algorithm, crl.tbs, crl.signature)
+
+
 @dataclass(frozen=True)
 class Revocation:
-    """What the lists say about a path. ``revoked`` names a certificate; ``problems`` are (CRL_PROBLEMS, words)."""
+    """What the lists say. ``revoked`` names a certificate or is empty; ``problems``: (key of CRL_CODES, words)."""
 
     revoked: str
     problems: tuple[tuple[str, str], ...]
@@ -171,13 +185,13 @@ def check_revocation(
     problems: list[tuple[str, str]] = []
     for child, issuer in pairwise(path):
         mine = [crl for crl in crls if crl.issuer == child.issuer]
-        good = [crl for crl in mine if keys.verify(issuer.spki, crl.algorithm, crl.tbs, crl.signature)]
+        good = [crl for crl in mine if _signed_list(crl, issuer)]
         if any(child.serial in crl.revoked for crl in good):
             return Revocation(child.name, ())
         if CRL_POINTS not in child.extensions:
             continue
         if not good:
-            what = "signature" if mine else "missing"
+            what = "signature_invalid" if mine else "missing"
             words = "the list is not signed by" if mine else "there is no list by"
             problems.append((what, f"{words} {issuer.name}, which issued {child.name}"))
             continue
