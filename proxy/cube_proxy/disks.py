@@ -52,14 +52,22 @@ def read_launch(device: Path) -> bytes:
 
 
 def open_volume(name: str, model: Model, mount_point: Path) -> None:
-    """Attach ``model``'s volume with dm-verity as ``name`` and mount it read-only. Raises DiskError.
+    """Attach ``model``'s volume with dm-verity as ``name`` and mount it (EROFS) read-only. Raises DiskError.
 
     The root hash decides: a disk of other content does not mount, or fails when a changed block is read.
     """
     device = str(find(model.serial))
     _run(VERITYSETUP, "attach", name, device, device, model.root, f"hash-offset={model.hash_offset}")
     mount_point.mkdir(parents=True, exist_ok=True)
-    _run("/usr/bin/mount", "-o", "ro,nodev,nosuid,noexec", f"/dev/mapper/{name}", str(mount_point))
+    _run("/usr/bin/mount", "-t", "erofs", "-o", "ro,nodev,nosuid,noexec", str(mapped(name)), str(mount_point))
+
+
+def mapped(name: str) -> Path:
+    """The node of the device-mapper device ``name`` (from sysfs: no udev is needed). Raises DiskError."""
+    for entry in _SYS_BLOCK.glob("dm-*"):
+        if (entry / "dm/name").read_text().strip() == name:
+            return Path("/dev") / entry.name
+    raise DiskError(f"{name}: the volume was not attached")
 
 
 def _run(*command: str) -> None:
@@ -70,8 +78,8 @@ def _run(*command: str) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise DiskError(f"{command[0]}: {error}") from error
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise DiskError(f"{' '.join(command[:3])}: {said[-1] if said else f'exit {done.returncode}'}")
+        said = " ".join((done.stderr or done.stdout).split())[:500]
+        raise DiskError(f"{command[0]}: {said or f'exit {done.returncode}'}")
 
 
 def is_corrupted(name: str) -> bool:
