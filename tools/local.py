@@ -36,7 +36,7 @@ def run_engine(variables: Mapping[str, str], *arguments: str) -> int:
 
     def interrupted(number: int, _: object) -> None:
         # A terminal's Ctrl-C reaches the engine by itself; a signal that was sent to us alone doesn't.
-        if number != signal.SIGINT or os.getpgid(process.pid) != os.getpgrp() or not sys.stdin.isatty():
+        if number != signal.SIGINT or not sys.stdin.isatty():
             process.send_signal(signal.SIGINT)
 
     before = {

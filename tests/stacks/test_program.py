@@ -12,8 +12,10 @@ from typing import Any
 import pulumi
 import pytest
 from cube_stacks import keys, tokens
+from cube_stacks.components.inference import launch, tenants
 from cube_stacks.config import read
-from cube_stacks.program import deploy, launch, settings, tenants
+from cube_stacks.program import declare as declare_program
+from cube_stacks.program import settings
 from cube_stacks.provider import wire
 from cube_stacks.provider.schema import RESOURCES, package_schema, problems
 from cube_stacks.resources import camel
@@ -29,6 +31,8 @@ class Recorder(mocks.Mocks):
         self.inputs: dict[str, dict[str, Any]] = {}
 
     def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
+        if args.typ not in RESOURCES:
+            return None, {}
         self.inputs[args.typ] = dict(args.inputs)
         outputs: dict[str, Any] = {}
         for name, property in RESOURCES[args.typ].outputs.items():
@@ -59,7 +63,7 @@ def declare(recorder: Recorder) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def program() -> None:
-        found.update(deploy(read({}, ROOT, "local")))
+        found.update(declare_program(read({}, ROOT, "local")))
         pulumi.Output.all(**{k: v for k, v in found.items() if isinstance(v, pulumi.Output)}).apply(found.update)
 
     @pulumi.runtime.test  # type: ignore[untyped-decorator]
@@ -75,16 +79,16 @@ def test_each_step_takes_what_the_one_before_it_proved(recorder: Recorder) -> No
     index = "cube-confidential:index:"
     machine, gate = recorder.inputs[f"{index}LocalMachine"], recorder.inputs[f"{index}AttestationGate"]
     domains, edge = recorder.inputs[f"{index}DomainSet"], recorder.inputs[f"{index}Edge"]
-    assert machine["imageDirectory"] == "image.directory"
-    assert gate["instanceId"] == "machine.instanceId"
-    assert gate["launchDigest"] == "machine.launchDigest"
-    assert gate["manifest"] == "image.manifest"
-    assert domains["attestedKey"] == "gate.attestedKey"
-    assert domains["boot"] == "gate.boot"
+    assert machine["imageDirectory"] == "cube-image.directory"
+    assert gate["instanceId"] == "cube-machine.instanceId"
+    assert gate["launchDigest"] == "cube-machine.launchDigest"
+    assert gate["manifest"] == "cube-image.manifest"
+    assert domains["attestedKey"] == "cube-gate.attestedKey"
+    assert domains["boot"] == "cube-gate.boot"
     assert edge["members"] == [
-        {"serviceAddress": "machine.serviceAddress", "managementAddress": "gate.attestedAddress"}
+        {"serviceAddress": "cube-machine.serviceAddress", "managementAddress": "cube-gate.attestedAddress"}
     ]
-    assert edge["ca"] == "gate.ca"
+    assert edge["ca"] == "cube-gate.ca"
 
 
 def test_all_inputs_fit_the_schema(recorder: Recorder) -> None:
@@ -99,8 +103,8 @@ def test_outputs_are_those_that_users_rely_on(recorder: Recorder) -> None:
     assert set(outputs) == {
         *("endpoint", "ca", "domains", "image", "verdict", "bundle", "policy", "environment", "management"),
     }
-    assert outputs["endpoint"] == "edge.endpoint"
-    assert outputs["bundle"] == "domains.bundle"  # the second one, whose claims name the domains
+    assert outputs["endpoint"] == "cube-edge.endpoint"
+    assert outputs["bundle"] == "cube-domains.bundle"  # the second one, whose claims name the domains
 
 
 def test_no_private_key_is_an_input(recorder: Recorder) -> None:
