@@ -60,3 +60,8 @@ def remove(environment: str, kind: Kind, name: str) -> None:
 def name_of(urn: str) -> str:
     """The resource's name in its URN."""
     return urn.rsplit("::", 1)[-1]
+
+
+def environment_of(urn: str) -> str:
+    """The environment, which is the stack, in a resource's URN."""
+    return urn.split("::", 1)[0].removeprefix("urn:pulumi:")

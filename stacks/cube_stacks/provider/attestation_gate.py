@@ -52,7 +52,7 @@ class AttestationGate(Resource):
 
     def delete(self, ctx: Context, id: str, outputs: Properties) -> None:
         name = records.name_of(ctx.urn)
-        environment = ctx.urn.split("::")[0].removeprefix("urn:pulumi:")
+        environment = records.environment_of(ctx.urn)
         record = records.find(environment, "gates", name)
         if record is None or record["inputs"].get("instanceId") != id:
             return  # replaced: the record and the lease belong to the next one

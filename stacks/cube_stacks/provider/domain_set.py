@@ -62,7 +62,7 @@ class DomainSet(Resource):
 
     def delete(self, ctx: Context, id: str, outputs: Properties) -> None:  # noqa: ARG002
         name = records.name_of(ctx.urn)
-        environment = ctx.urn.split("::")[0].removeprefix("urn:pulumi:")
+        environment = records.environment_of(ctx.urn)
         record = records.find(environment, "domain-sets", name)
         if record is None:
             return
