@@ -33,6 +33,7 @@ NONCE = bytes(range(32))
 DRIVER, VBIOS = "580.99.01", "96.00.AB.00.01"
 SWITCH_BIOS = "96.10.73.00.01"
 HOPPER_FWID, BLACKWELL_FWID = "2.23.133.5.4.1", "2.23.133.5.4.1.1"
+HASHES = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384()}
 FIRMWARE = hashlib.sha384(b"firmware of the fake device").digest()
 
 
@@ -80,6 +81,9 @@ def name(common: str, serial: str = "") -> x509.Name:
     return x509.Name(parts)
 
 
+_made: dict[str, x509.Certificate] = {}
+
+
 @dataclass
 class Cert:
     """One certificate to be made; ``issuer`` is another role's Cert or None for a self-signed root."""
@@ -91,7 +95,7 @@ class Cert:
     path_length: int | None = None
     not_before: datetime = BORN
     not_after: datetime = END
-    hashed: hashes.SHA256 | hashes.SHA384 = field(default_factory=hashes.SHA384)
+    hashed: str = "sha384"
     curve: str = "secp384r1"
     extensions: list[tuple[x509.ExtensionType, bool]] = field(default_factory=list)
     signer: str = ""  # another role's key in place of the issuer's
@@ -99,6 +103,13 @@ class Cert:
     serial: int = 0
 
     def make(self) -> x509.Certificate:
+        """The certificate, made once for the same attributes."""
+        known = repr(self)
+        if known not in _made:
+            _made[known] = self._make()
+        return _made[known]
+
+    def _make(self) -> x509.Certificate:
         issuer = self.issuer or self
         builder = (
             x509.CertificateBuilder()
@@ -122,7 +133,7 @@ class Cert:
             builder = builder.add_extension(x509.BasicConstraints(True, self.path_length), True)
         for extension, critical in self.extensions:
             builder = builder.add_extension(extension, critical)
-        return builder.sign(key(self.signer or issuer.role, issuer.curve), self.hashed)
+        return builder.sign(key(self.signer or issuer.role, issuer.curve), HASHES[self.hashed])
 
 
 def pem(certificates: list[x509.Certificate]) -> bytes:

@@ -117,7 +117,7 @@ DEVICES: list[tuple[str, FakeDevice]] = [
         leaf(extensions=[(x509.UnrecognizedExtension(ObjectIdentifier("1.2.3.4"), b"\5\0"), True)]),
     ),
     ("nvidia.chain.weak", FakeDevice(changed={"ica": {"curve": "secp256r1"}})),
-    ("nvidia.chain.weak", FakeDevice(changed={"leaf": {"hashed": hashes.SHA256()}})),
+    ("nvidia.chain.weak", FakeDevice(changed={"leaf": {"hashed": "sha256"}})),
     ("nvidia.chain.expired", leaf(not_after=NOW - SECOND)),
     ("nvidia.chain.not_yet_valid", leaf(not_before=NOW + SECOND)),
     ("nvidia.mode.not_allowed", FakeDevice(opaque={abi.FEATURE_FLAG: b"\1\0"})),

@@ -229,11 +229,16 @@ def _responder(response: ocsp.OCSPResponse, issuer: x509.Certificate, now: datet
     """The issuer itself, or a certificate in the response that it issued for OCSP signing and that is valid."""
     from cryptography import x509
     from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.serialization import Encoding
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
     if _names(response, issuer):
         return issuer
-    for candidate in response.certificates[:8]:
+    for embedded in response.certificates[:8]:
+        try:
+            candidate = x509chain.load_der(embedded.public_bytes(Encoding.DER), where="OCSP responder")
+        except BadInput:
+            continue
         if not _names(response, candidate):
             continue
         try:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # DICE TcbInfo as Hopper writes it, and as Blackwell does
 FWID_OIDS = ("2.23.133.5.4.1", "2.23.133.5.4.1.1")
+MAX_FWID_EXTENSION = 4 << 10
 CHAIN_CODES = {
     "missing": "nvidia.chain.missing",
     "untrusted_root": "nvidia.chain.untrusted_root",
@@ -135,15 +136,17 @@ def _leaf(data: bytes, anchors: frozenset[str], now: datetime) -> Leaf:
     fwids: frozenset[bytes] = frozenset()
     for extension in leaf.extensions:
         if extension.oid.dotted_string in FWID_OIDS and isinstance(extension.value, x509.UnrecognizedExtension):
-            fwids |= _fwids(extension.value.value)
+            fwids |= firmware_identities(extension.value.value)
     boot_rom = path.certificates[1].subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER)
     text = str(boot_rom[0].value) if boot_rom else ""
     pdi = bytes.fromhex(text)[1:] if re.fullmatch(r"[0-9A-F]{18}", text) else b""
     return Leaf(path, chains.p384_key(leaf), found.group(1).replace("_", ""), serials[0][:64], pdi, fwids)
 
 
-def _fwids(value: bytes) -> frozenset[bytes]:
+def firmware_identities(value: bytes) -> frozenset[bytes]:
     """Every SHA-384 FWID (algorithm and digest) in a DICE extension; Hopper and Blackwell nest them differently."""
+    if len(value) > MAX_FWID_EXTENSION:
+        raise BadInput(f"larger than {MAX_FWID_EXTENSION >> 10} KiB", where="FWID extension")
     found: set[bytes] = set()
     waiting = [(der.Cursor(value, "FWID extension"), 0)]
     while waiting:
