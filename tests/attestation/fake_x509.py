@@ -52,7 +52,8 @@ def time(moment: datetime) -> bytes:
 
 
 def integer(value: int) -> bytes:
-    return der.encode(der.INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=value < 0))
+    size = (value if value >= 0 else ~value).bit_length() // 8 + 1
+    return der.encode(der.INTEGER, value.to_bytes(size, "big", signed=True))
 
 
 def sign(key: PrivateKey, data: bytes, scheme: str, hash_name: str) -> bytes:

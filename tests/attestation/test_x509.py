@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import tracemalloc
 import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from time import thread_time
 
 import fake_x509 as fake
 import pytest
@@ -14,7 +17,11 @@ from cryptography import x509 as other
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cube_attestation.anchors import amd, microsoft
+from cube_attestation.azure import abi as azure
+from cube_attestation.azure import containers
 from cube_attestation.errors import BadInput
+from cube_attestation.snp import abi as snp
+from cube_attestation.snp.verify import read_endorsements
 from cube_attestation.x509 import certificate, crl, der, keys, path
 from fake_x509 import END, NOW, START, Issued, issue
 from hypothesis import given, settings
@@ -379,3 +386,51 @@ def test_usages_and_names() -> None:
     assert ROOT.parsed.key_usage() == 0x06
     assert ROOT.parsed.name == "CN=Root, O=Fake"
     assert (ROOT.parsed.not_before, ROOT.parsed.not_after) == (START, END)
+
+
+MEBIBYTE = 1 << 20
+HOSTILE = {
+    "zeros": bytes(MEBIBYTE),
+    "open lengths": b"\x30\x80" * (MEBIBYTE // 2),
+    "sequences": b"\x30\x00" * (MEBIBYTE // 2),
+    "PEM without an end": b"-----BEGIN CERTIFICATE-----" * (MEBIBYTE // 27),
+    "PEM of nothing": (b"-----BEGIN CERTIFICATE-----" + b"\n" * 65000) * 16,
+    "PEM of much": (b"-----BEGIN CERTIFICATE-----" + b"A" * 65000 + b"-----END CERTIFICATE-----") * 15,
+    "list without an end": b"-----BEGIN X509 CRL-----" + b"A" * (MEBIBYTE - 24),
+    "a long list": fake.revoke(ROOT, range(1, crl.MAX_ENTRIES)),
+    "a table": bytes.fromhex("63da758de6644564adc5f4b93be8accd") + b"\x18\0\0\0\xff\xff\0\0" + bytes(65000),
+    "a report": b"HCLA" + bytes(MEBIBYTE),
+    "numbers": b'{"quote":{"pcrs":[],"message":[' + b"1," * 500000 + b'1]},"report":[]}',
+    "depth": b"[" * MEBIBYTE,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_mebibyte_of_anything_costs_little(name: str) -> None:
+    """At most 100 ms of this thread's time and 50 MB each (the least of three: others use this machine too)."""
+    data = HOSTILE[name]
+    parsers: list[Callable[[bytes], object]] = [
+        lambda d: certificate.load(d, where="x", padding=True),
+        lambda d: crl.load(d, where="x"),
+        lambda d: snp.parse_report(d, max_trailing=snp.MAX_TRAILING),
+        lambda d: read_endorsements([d]),
+        snp.parse_table,
+        azure.parse_hcl,
+        azure.parse_claims,
+        containers.read,
+        containers.read_bincode_quote,
+    ]
+    for parse in parsers:
+        spent: list[float] = []
+        while len(spent) < 3 and not (spent and spent[-1] < 0.02):
+            begin = thread_time()
+            with contextlib.suppress(BadInput):
+                parse(data + bytes(len(spent)))
+            spent.append(thread_time() - begin)
+        assert min(spent) < 0.1, (parse, spent)
+        tracemalloc.start()
+        with contextlib.suppress(BadInput):
+            parse(data + bytes(4))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 50 << 20

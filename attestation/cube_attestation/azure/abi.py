@@ -23,6 +23,7 @@ MAGIC = b"HCLA"
 HEADER, RUNTIME_HEADER = 32, 20
 CLAIMS_AT = HEADER + REPORT_BYTES + RUNTIME_HEADER
 MAX_BYTES = 64 << 10
+MAX_CLAIMS = 32 << 10
 REQUEST_TYPE = 2
 TEES = {2: "snp", 4: "tdx"}
 HASHES = {1: "sha256", 2: "sha384", 3: "sha512"}
@@ -118,6 +119,8 @@ class RuntimeClaims:
 def parse_claims(data: bytes) -> RuntimeClaims:
     """Read the claims' JSON. Members that are not known are left alone: Microsoft adds some. Raises BadInput."""
     what = "runtime claims"
+    if len(data) > MAX_CLAIMS:
+        raise BadInput(f"larger than {MAX_CLAIMS >> 10} KiB", where=what)
     fields = Fields(jcs.loads(data, where=what), what)
     found: dict[str, RsaKey] = {}
     for i, entry in enumerate(fields.array("keys", 8)):

@@ -13,7 +13,7 @@ from cube_attestation.fields import Fields
 
 from .verify import VtpmQuote
 
-MAX_BYTES = 512 << 10
+MAX_BYTES = 256 << 10
 PCRS, PCR_BYTES = 24, 32
 
 

@@ -20,6 +20,7 @@ REPORT_BYTES, SIGNED_BYTES = 1184, 0x2A0
 MAX_TRAILING = 64 << 10
 VERSIONS = (2, 3, 4, 5)
 ECDSA_P384_SHA384 = 1
+_ZEROS = bytes(REPORT_BYTES - SIGNED_BYTES)
 SIGNING_KEYS = {0: "vcek", 1: "vlek", 7: "none"}
 
 # GUEST_POLICY (table 9) and PLATFORM_INFO (table 24): bit → name
@@ -151,7 +152,7 @@ class Report:
     def signature(self) -> tuple[int, int] | None:
         """r and s, or None when the signature's unused bytes are not zero or a number is too long for P-384."""
         body = self.raw[SIGNED_BYTES:]
-        if any(body[48:72]) or any(body[120:144]) or any(body[144:]):
+        if body[48:72] != _ZEROS[:24] or body[120:] != _ZEROS[: len(body) - 120]:
             return None
         return int.from_bytes(body[:48], "little"), int.from_bytes(body[72:120], "little")
 
@@ -232,6 +233,7 @@ TABLE_KINDS = {
     "a8074bc2-a25a-483e-aae6-39c045a0b8a1": "vlek",
     "92f81bc3-5811-4d3d-97ff-d19f88dc67ea": "crl",
 }
+_TABLE_GUIDS = frozenset(UUID(guid).bytes for guid in TABLE_KINDS)
 MAX_TABLE = 64 << 10
 MAX_ENTRIES = 16
 
@@ -267,7 +269,7 @@ def parse_table(data: bytes) -> tuple[tuple[str, bytes], ...]:
 
 def is_table(data: bytes) -> bool:
     """Whether ``data`` begins like a certificate table rather than like a certificate."""
-    return len(data) >= 24 and str(UUID(bytes=data[:16])) in TABLE_KINDS
+    return data[:16] in _TABLE_GUIDS
 
 
 @dataclass(frozen=True)

@@ -85,21 +85,33 @@ def parse(data: bytes) -> Crl:
 
 
 def _entries(cursor: der.Cursor, what: str) -> frozenset[int]:
+    """Serial numbers of revokedCertificates. Lists may be long, so elements are read without cursors."""
+    data, at, end = cursor.data, cursor.at, cursor.end
     found: set[int] = set()
+    checked: set[bytes] = set()  # most entries carry the same extensions
     count = 0
-    while cursor.more():
+    while at < end:
         count += 1
         if count > MAX_ENTRIES:
             raise BadInput(f"more than {MAX_ENTRIES} entries", where=what)
-        entry = cursor.inner()
-        found.add(entry.integer())
-        entry.time()
-        if entry.more():
-            extensions = entry.inner()
-            while extensions.more():
-                extension = extensions.inner()
-                oid = extension.oid()
-                if extension.peek() == der.BOOLEAN and extension.boolean():
-                    raise BadInput(f"an entry has the critical extension {der.dotted(oid)}", where=what)
-        entry.done()
+        tag, start, stop = der.header(data, at, end, what)
+        number, number_start, number_end = der.header(data, start, stop, what)
+        moment, moment_start, moment_end = der.header(data, number_end, stop, what)
+        if tag != der.SEQUENCE or number != der.INTEGER or moment not in (der.UTC_TIME, der.GENERALIZED_TIME):
+            raise BadInput(f"a malformed entry at offset {at}", where=what)
+        if data[moment_end - 1 : moment_end] != b"Z" or not data[moment_start : moment_end - 1].isdigit():
+            raise BadInput(f"an entry with a malformed time at offset {at}", where=what)
+        found.add(der.integer(data[number_start:number_end], what))
+        extensions = data[moment_end:stop]
+        if extensions and extensions not in checked:
+            _entry_extensions(extensions, what)
+            checked.add(extensions)
+        at = stop
     return frozenset(found)
+
+
+def _entry_extensions(data: bytes, what: str) -> None:
+    """Refuse what changes an entry's meaning, like the certificate issuer of an indirect list."""
+    for oid, extension in read_extensions(der.Cursor(data, what), what).items():
+        if extension.critical:
+            raise BadInput(f"an entry has the critical extension {der.dotted(oid)}", where=what)

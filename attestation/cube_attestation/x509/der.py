@@ -115,9 +115,18 @@ class Cursor:
             raise BadInput("a malformed time", where=self.what)
         if tag == UTC_TIME:
             digits = (b"20" if digits < b"50" else b"19") + digits
-        month, day, hour, minute, second = (int(digits[i : i + 2]) for i in range(4, 14, 2))
+        number = int(digits)
+        day, clock = divmod(number, 1_000_000)
         try:
-            return datetime(int(digits[:4]), month, day, hour, minute, second, tzinfo=UTC)
+            return datetime(
+                day // 10_000,
+                day // 100 % 100,
+                day % 100,
+                clock // 10_000,
+                clock // 100 % 100,
+                clock % 100,
+                tzinfo=UTC,
+            )
         except ValueError as error:
             raise BadInput(f"a malformed time: {error}", where=self.what) from error
 

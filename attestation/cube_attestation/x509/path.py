@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from itertools import pairwise
 
 from cube_attestation.errors import BadInput
@@ -118,10 +119,22 @@ def _may_issue(child: Certificate, issuer: Certificate) -> bool:
     if issuer.subject != child.issuer:
         return False
     try:
-        wanted, offered = child.key_identifiers()[1], issuer.key_identifiers()[0]
+        wanted, offered = _identifiers(child)[1], _identifiers(issuer)[0]
     except BadInput:
         return False
     return wanted is None or offered is None or wanted == offered
+
+
+@lru_cache(maxsize=256)
+def _powers(certificate: Certificate) -> tuple[bool, int | None, int | None]:
+    """Whether it is a CA, its path length, its key usage; its key is one that is accepted. Raises BadInput."""
+    keys.public_key(certificate.spki)
+    return (*certificate.basic_constraints(), certificate.key_usage())
+
+
+@lru_cache(maxsize=256)
+def _identifiers(certificate: Certificate) -> tuple[bytes | None, bytes | None]:
+    return certificate.key_identifiers()
 
 
 def _own_problem(
@@ -138,9 +151,7 @@ def _own_problem(
         if extension.critical and oid not in understood:
             return "constraints", f"{certificate.name} has the unknown critical extension {dotted(oid)}"
     try:
-        keys.public_key(certificate.spki)
-        ca, length = certificate.basic_constraints()
-        usage = certificate.key_usage()
+        ca, length, usage = _powers(certificate)
     except BadInput as error:
         return "weak" if error.where == "SubjectPublicKeyInfo" else "constraints", f"{certificate.name}: {error}"
     if depth == 0:
