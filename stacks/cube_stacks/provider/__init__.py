@@ -2,25 +2,18 @@
 """Our Pulumi provider, package `cube-confidential`: `base` says what a resource is, `server` speaks gRPC."""
 
 import sys
-from importlib import import_module, metadata
-from importlib.util import find_spec
-
-_MODULES = {
-    "measured_image": "MeasuredImage",
-    "local_machine": "LocalMachine",
-    "attestation_gate": "AttestationGate",
-    "domain_set": "DomainSet",
-    "edge": "Edge",
-}
+from importlib import metadata
 
 
 def main() -> int:
     """Entry of `pulumi-resource-cube-confidential`."""
+    # Here, so that using `base` loads no resource.
+    from cube_stacks.provider.attestation_gate import AttestationGate
+    from cube_stacks.provider.domain_set import DomainSet
+    from cube_stacks.provider.edge import Edge
+    from cube_stacks.provider.local_machine import LocalMachine
+    from cube_stacks.provider.measured_image import MeasuredImage
     from cube_stacks.provider.server import serve
 
-    resources = [
-        getattr(import_module(f"{__name__}.{module}"), name)()
-        for module, name in _MODULES.items()
-        if find_spec(f"{__name__}.{module}")
-    ]
+    resources = [MeasuredImage(), LocalMachine(), AttestationGate(), DomainSet(), Edge()]
     return serve(resources, metadata.version("cube-stacks"), sys.argv[1:])
