@@ -61,7 +61,7 @@ def parse(data: bytes) -> EventLog:
     where = "CCEL"
     if len(data) > MAX_BYTES:
         raise BadInput(f"larger than {MAX_BYTES >> 20} MiB", where=where)
-    log = eventlog.parse_tcg(_without_padding(data))
+    log = eventlog.parse_tcg(_used(data))
     if "sha384" not in log.banks:
         raise BadInput("has no SHA-384 digests", where=where, todo="pass the CC event log, not the TPM's")
     if len(log.events) > MAX_EVENTS:
@@ -74,23 +74,22 @@ def parse(data: bytes) -> EventLog:
     return log
 
 
-def _without_padding(data: bytes) -> bytes:
-    """Zeros at the end are padding when they start where an event would: an event of index 0 and type 0 isn't."""
-    stripped = data.rstrip(b"\0")
-    return data if len(data) - len(stripped) < 64 else _until_zeros(data)
+def _used(data: bytes) -> bytes:
+    """What of the area is log: zeros where an event would start, up to the end, are padding. Raises BadInput.
 
-
-def _until_zeros(data: bytes) -> bytes:
-    """Walk the events up to a header of 16 zeros; malformed logs are left to the parser."""
+    A walk over the headers alone; whatever it can't follow is left to the parser, which says what is wrong.
+    """
     if len(data) < 32:
         return data
     (size,) = struct.unpack_from("<I", data, 28)
-    at = 32 + size
+    at, count = 32 + size, 1
     while at + 16 <= len(data) and data[at : at + 16] != bytes(16):
-        (count,) = struct.unpack_from("<I", data, at + 8)
-        # one digest of 48 bytes each: what a CCEL has
-        end = at + 12 + 50 * count
-        if count > 8 or end + 4 > len(data):
+        count += 1
+        if count > MAX_EVENTS:
+            raise BadInput(f"more than {MAX_EVENTS} events", where="CCEL")
+        (digests,) = struct.unpack_from("<I", data, at + 8)
+        end = at + 12 + 50 * digests  # each an algorithm and 48 bytes: a CCEL has SHA-384 only
+        if digests > 1 or end + 4 > len(data):
             return data
         (size,) = struct.unpack_from("<I", data, end)
         at = end + 4 + size
