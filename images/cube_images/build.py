@@ -35,6 +35,8 @@ STEPS = (
     "manifest",
 )
 _PAYLOAD = "payload.json"
+# Modules that can't change a byte of an image.
+_BESIDE = {"cli", "gotoolchain", "keys", "verification", "verity", "volume"}
 _FIRMWARE = {"OVMF_CODE.fd": "OVMF_CODE_4M.fd", "OVMF_VARS.fd": "OVMF_VARS_4M.fd"}
 _CACHE_SPACE = 4_000_000_000
 _WORK_SPACE = 2_000_000_000
@@ -126,11 +128,12 @@ class _Steps:
 
 
 def _recipe() -> bytes:
-    """Digest of this room's own code and data: a change of the builder is a change of the definition."""
+    """Digest of this room's own code: a change of the builder is a change of the definition."""
     total = hashlib.sha256()
     folder = Path(str(files("cube_images")))
-    for path in sorted(folder.rglob("*.py")):
-        total.update(path.name.encode() + b"\0" + path.read_bytes())
+    for path in sorted(folder.glob("*.py")):
+        if path.stem not in _BESIDE:
+            total.update(path.name.encode() + b"\0" + path.read_bytes())
     return total.digest()
 
 
@@ -184,7 +187,7 @@ def build(name: str, signer: dsse.Signer, report: Report = lambda _: None) -> Im
     if not _whole(_folder(digest)):
         steps.next()
         require_space(cache_dir(), _CACHE_SPACE, "building an image")
-        locked = _packages(definition, locked, steps)
+        locked = ensure_packages(definition, locked, steps.say, steps.tick)
         digest = _digest(definition, locked)
         if not _whole(_folder(digest)):
             entry(_folder(digest), lambda folder: _make(definition, locked, digest, folder, steps))
@@ -208,22 +211,27 @@ def _whole(folder: Path) -> bool:
     return False
 
 
-def _packages(definition: Flavour, locked: Lock, steps: _Steps) -> Lock:
-    """Have all locked packages in the cache; lock anew, visibly, if some are nowhere and the flavour allows it."""
-    gone = debian.fetch(locked.packages(), locked.suite, on_tick=steps.tick)
+def ensure_packages(
+    definition: Flavour, locked: Lock, say: Callable[[str], None], tick: Callable[[], None] | None = None
+) -> Lock:
+    """Have all locked packages in the cache and return the lock that holds.
+
+    If some are nowhere, that is an error, or, where the flavour allows it, a new lock: `say` tells what changes.
+    """
+    gone = debian.fetch(locked.packages(), locked.suite, on_tick=tick)
     if not gone:
         return locked
     names = ", ".join(package.spec for package in gone)
     what = f"neither the cache, the mirror nor the snapshot archive has {names}"
     if not definition.relock:
-        raise ImageError(f"{what}", f"run `measured-image lock {definition.name}` and review what changes")
-    steps.say(f"{what}; locking {definition.name!r} anew")
-    new = resolve.resolve(definition.name, steps.say)
+        raise ImageError(what, f"run `measured-image lock {definition.name}` and review what changes")
+    say(f"{what}; locking {definition.name!r} anew")
+    new = resolve.resolve(definition.name, say)
     for line in lock.changes(locked, new):
-        steps.say(f"changed: {line}")
-    steps.say("all predicted measurements change with them")
+        say(f"changed: {line}")
+    say("all predicted measurements change with them")
     lock.store(new, shipped=False)
-    if missing := debian.fetch(new.packages(), new.suite, on_tick=steps.tick):
+    if missing := debian.fetch(new.packages(), new.suite, on_tick=tick):
         raise ImageError(f"the mirror lists {missing[0].spec}, but does not have it", "try again later")
     return new
 

@@ -99,7 +99,7 @@ def _show(arguments: argparse.Namespace) -> int:
         print(f"{name:<17}{image.payload[name]}")
     print(f"{'packages':<17}{len(image.payload['packages'])}")
     for item in image.payload["binaries"]:
-        print(f"{item['path']:<17}{item['origin']} from {item['from']}")
+        print(f"{item['path']} {item['origin']} from {item['from']}")
     for pcr, value in sorted(image.pcrs.items(), key=lambda pair: int(pair[0])):
         print(f"{f'PCR {pcr}':<17}{value}")
     return OK

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import tempfile
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -212,26 +213,54 @@ def _keep(path: Path, package: Package) -> None:
     shutil.move(path, target)
 
 
-def from_snapshot(package: Package, folder: Path, base: str) -> bool:
-    """Fetch one package from a snapshot archive (its machine interface); False when it can't be had there."""
+def snapshot_archive(environment: Mapping[str, str] = os.environ, etc: Path = Path("/etc")) -> str:
+    """Base URI of the archive of superseded packages that this host knows, or "" when it knows none.
+
+    The environment names it; else newer apt has it built in, and Debian's own images note it in their sources.
+    """
+    if SNAPSHOT_VARIABLE in environment:
+        return environment[SNAPSHOT_VARIABLE]
     try:
-        index = f"{base.rstrip('/')}/mr/binary/{quote(package.name)}/{quote(package.version)}/binfiles?fileinfo=1"
+        known = run(["apt-config", "dump"], timeout=10).text
+    except RunError:
+        known = ""
+    for path in sorted((etc / "apt").glob("sources.list*/*.sources")):
+        known += path.read_text(errors="replace")
+    found = re.search(r"(https?://[^\s\"/]+)/archive/debian/", known)
+    return found[1] if found else ""
+
+
+def from_snapshot(package: Package, folder: Path, base: str) -> bool:
+    """Fetch one package from a snapshot archive (its machine interface); False when it isn't there.
+
+    Raises OSError when the archive can't be reached, `ImageError` for a file of another hash.
+    """
+    index = f"{base.rstrip('/')}/mr/binary/{quote(package.name)}/{quote(package.version)}/binfiles?fileinfo=1"
+    path = folder / f"{package.sha256}.deb"
+    try:
         with urllib.request.urlopen(index, timeout=20) as answer:  # noqa: S310 -- an address of the host's configuration
-            files = json.loads(answer.read(1 << 20))
-        for item in files["result"]:
-            if item["architecture"] != package.architecture:
-                continue
-            path = folder / f"{package.sha256}.deb"
-            with (
-                urllib.request.urlopen(f"{base.rstrip('/')}/file/{item['hash']}", timeout=60) as answer,  # noqa: S310
-                path.open("wb") as out,
-            ):
-                shutil.copyfileobj(answer, out)
-            _keep(path, package)
-            return True
-    except (OSError, ValueError, KeyError, TypeError):
+            listed = json.loads(answer.read(1 << 20))["result"]
+        wanted = next(item["hash"] for item in listed if item["architecture"] == package.architecture)
+        with (
+            urllib.request.urlopen(f"{base.rstrip('/')}/file/{wanted}", timeout=60) as answer,  # noqa: S310
+            path.open("wb") as out,
+        ):
+            shutil.copyfileobj(answer, out)
+    except (urllib.error.HTTPError, ValueError, KeyError, TypeError, StopIteration):
         return False
-    return False
+    _keep(path, package)
+    return True
+
+
+def _from_snapshots(packages: Sequence[Package], folder: Path, base: str) -> list[Package]:
+    """Fetch what the archive has; returns the rest."""
+    for number, package in enumerate(packages):
+        try:
+            if not from_snapshot(package, folder, base):
+                return [package, *_from_snapshots(packages[number + 1 :], folder, base)]
+        except OSError:
+            return list(packages[number:])
+    return []
 
 
 def fetch(
@@ -262,8 +291,8 @@ def fetch(
             name = f"{package.name}_{package.version.replace(':', '%3a')}_{package.architecture}.deb"
             _keep(folder / name, package)
         gone = [package for package in missing if package not in offered]
-        snapshot = environment.get(SNAPSHOT_VARIABLE, "")
-        return [package for package in gone if not (snapshot and from_snapshot(package, folder, snapshot))]
+        base = snapshot_archive(environment) if gone else ""
+        return _from_snapshots(gone, folder, base) if base else gone
 
 
 def _is_cached(package: Package) -> bool:

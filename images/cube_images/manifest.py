@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cube_attestation import dsse
+from cube_attestation.errors import AttestationError
 
 from cube_images import initrd, pe, predict
 from cube_images.errors import ImageError
@@ -109,17 +110,31 @@ def payload(
 
 
 def write(folder: Path, content: Mapping[str, Any], signer: dsse.Signer) -> Path:
-    """Sign `content` and put it into `folder` as manifest.json; an equal one by the same key stays as it is."""
+    """Put `content` signed by `signer` into `folder` as manifest.json.
+
+    Signatures that the file already has over the same content stay: environments with keys of their own share a
+    cached image.
+    """
     path = folder / NAME
-    if path.is_file():
-        try:
-            found = dsse.verify(json.loads(path.read_text()), dsse.IMAGE_MANIFEST, [signer.spki])
-            if found.payload == content:
-                return path
-        except Exception:  # noqa: S110 -- whatever is wrong with the old one, a new one takes its place
-            pass
-    envelope = dsse.sign(dsse.IMAGE_MANIFEST, content, signer)
+    envelope: dict[str, Any] = dict(dsse.sign(dsse.IMAGE_MANIFEST, content, signer))
+    try:
+        found = json.loads(path.read_text())
+        others = found["signatures"] if found["payload"] == envelope["payload"] else []
+    except (OSError, ValueError, KeyError, TypeError):
+        others = []
+    keyid = dsse.spki_digest(signer.spki)
+    if others and _holds(found, signer):
+        return path
+    envelope["signatures"] += [other for other in others if other["keyid"] != keyid]
     temporary = path.with_name(f".{NAME}.tmp")
     temporary.write_text(json.dumps(envelope, sort_keys=True) + "\n")
     temporary.replace(path)
     return path
+
+
+def _holds(envelope: object, signer: dsse.Signer) -> bool:
+    try:
+        dsse.verify(envelope, dsse.IMAGE_MANIFEST, [signer.spki])
+    except AttestationError:
+        return False
+    return True
