@@ -33,7 +33,7 @@ NONCE = bytes(range(32))
 DRIVER, VBIOS = "580.99.01", "96.00.AB.00.01"
 SWITCH_BIOS = "96.10.73.00.01"
 HOPPER_FWID, BLACKWELL_FWID = "2.23.133.5.4.1", "2.23.133.5.4.1.1"
-HASHES = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384()}
+HASHES: dict[str, hashes.SHA256 | hashes.SHA384] = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384()}
 FIRMWARE = hashlib.sha384(b"firmware of the fake device").digest()
 
 

@@ -104,7 +104,7 @@ class Key:
 def load_keys(data: bytes, *, where: str = "keys") -> tuple[Key, ...]:
     """A JWK set, one JWK, PEM certificates, PEM public keys or one DER certificate. Raises BadInput.
 
-    Entries of a set that are of other kinds (symmetric, encryption, unknown curves) are left out.
+    Entries of a set that are of other kinds (symmetric, encryption, other curves, short RSA) are left out.
     """
     if len(data) > MAX_FILE:
         raise BadInput(f"larger than {MAX_FILE >> 10} KiB", where=where)
@@ -116,48 +116,49 @@ def load_keys(data: bytes, *, where: str = "keys") -> tuple[Key, ...]:
         keys = (_jwk(entry, f"{where}[{i}]") for i, entry in enumerate(entries))
         return tuple(key for key in keys if key is not None)
     if data[:1] == b"\x30":
-        return (_certificate_key("", (data,), where),)
-    if b"-----BEGIN PUBLIC KEY-----" in data:
-        return (_public_key(data, where),)
-    from cryptography.hazmat.primitives.serialization import Encoding
+        found = [_certificate_key("", (data,), where)]
+    elif b"-----BEGIN PUBLIC KEY-----" in data:
+        found = [_public_key(data, where)]
+    else:
+        from cryptography.hazmat.primitives.serialization import Encoding
 
-    chain = tuple(c.public_bytes(Encoding.DER) for c in x509chain.load_pem_chain(data, where=where))
-    if not chain:
-        raise BadInput("holds no key", where=where)
-    return tuple(_certificate_key("", chain[i:], where) for i in range(len(chain)))
+        chain = tuple(c.public_bytes(Encoding.DER) for c in x509chain.load_pem_chain(data, where=where))
+        found = [_certificate_key("", chain[i:], where) for i in range(len(chain))]
+    usable = tuple(key for key in found if key is not None)
+    if not usable:
+        raise BadInput("holds no RSA key of 2048 to 8192 bits and none on P-384", where=where)
+    return usable
 
 
-def _public_key(data: bytes, where: str) -> Key:
+def _public_key(data: bytes, where: str) -> Key | None:
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
         key = load_pem_public_key(data)
     except Exception as error:  # the library raises many kinds for malformed keys
         raise BadInput(f"not a public key: {str(error)[:80]}", where=where) from error
-    return Key("", _supported(key, where), dsse.spki_digest(key))
+    usable = _supported(key)
+    return None if usable is None else Key("", usable, dsse.spki_digest(usable))
 
 
-def _supported(key: object, where: str) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey:
+def _supported(key: object) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey | None:
+    """The key if it is RSA of 2048 to 8192 bits or on P-384, else None."""
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
     if isinstance(key, rsa.RSAPublicKey) and 2048 <= key.key_size <= 8192:
         return key
     if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name == "secp384r1":
         return key
-    raise BadInput("neither an RSA key of 2048 to 8192 bits nor one on P-384", where=where)
+    return None
 
 
-def _certificate_key(kid: str, chain: tuple[bytes, ...], where: str) -> Key:
+def _certificate_key(kid: str, chain: tuple[bytes, ...], where: str) -> Key | None:
+    """The key of ``chain[0]``, None if it is of a kind that no issuer uses."""
     leaf = x509chain.load_der(chain[0], where=where)
-    key = leaf.public_key()
-    return Key(
-        kid,
-        _supported(key, where),
-        dsse.spki_digest(key),
-        chain,
-        leaf.not_valid_before_utc,
-        leaf.not_valid_after_utc,
-    )
+    key = _supported(leaf.public_key())
+    if key is None:
+        return None
+    return Key(kid, key, dsse.spki_digest(key), chain, leaf.not_valid_before_utc, leaf.not_valid_after_utc)
 
 
 def _jwk(entry: object, where: str) -> Key | None:
@@ -179,6 +180,8 @@ def _jwk(entry: object, where: str) -> Key | None:
         except (binascii.Error, ValueError) as error:
             raise BadInput("x5c is not base64", where=where) from error
         certified = _certificate_key(kid, chain, where)
+        if certified is None:
+            return None
     if ("n" if entry["kty"] == "RSA" else "x") not in entry:
         if certified is None:
             raise BadInput("neither a key nor a certificate", where=where)
@@ -206,7 +209,7 @@ def _numbers(entry: Mapping[str, object], where: str) -> rsa.RSAPublicKey | ec.E
         numbers.append(int.from_bytes(_base64url(text, where), "big"))
     try:
         if entry["kty"] == "RSA":
-            return _supported(rsa.RSAPublicNumbers(numbers[1], numbers[0]).public_key(), where)
+            return _supported(rsa.RSAPublicNumbers(numbers[1], numbers[0]).public_key())
         return ec.EllipticCurvePublicNumbers(numbers[0], numbers[1], ec.SECP384R1()).public_key()
     except ValueError as error:
         raise BadInput(f"no valid key: {str(error)[:80]}", where=where) from error
