@@ -20,9 +20,8 @@ _PATTERNS = (
     (re.compile(r"BdsDxe: (?P<reason>failed to (?:load|start) Boot.*Access Denied)"), True),
 )
 _STAGES = (
-    ("agent", re.compile(r"cube-agent")),
-    ("services", re.compile(r"systemd\[1\]|Welcome to|systemd \d+")),
-    ("kernel", re.compile(r"Linux version|EFI stub|\[ +\d+\.\d+\]")),
+    ("agent", re.compile(r"agent up, boot|launch sha256:[0-9a-f]{64}")),
+    ("system", re.compile(r"BdsDxe: starting|Linux version|EFI stub|\[ +\d+\.\d+\]")),
     ("firmware", re.compile(r"BdsDxe|UEFI|\x1b\[2J")),
 )
 
@@ -64,5 +63,5 @@ def boot_failure(text: str) -> BootFailure | None:
 
 
 def stage(text: str) -> str:
-    """How far the boot got: firmware, kernel, services or agent; `power on` before anything was printed."""
+    """How far the boot got: firmware, system or agent; `power on` before anything was printed."""
     return next((name for name, pattern in _STAGES if pattern.search(text)), "power on")

@@ -7,6 +7,7 @@ machine that still passes gets its lease renewed, one that does not loses it at 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from cube_stacks.provider.base import UNKNOWN, Context, Failed, Properties, Reso
 from cube_stacks.provider.failures import explained
 from cube_stacks.state import write_atomically
 
+REBOOTED = "machine.rebooted"
 _READ_S = 8.0  # `pulumi preview` reads too
 
 
@@ -40,10 +42,10 @@ class AttestationGate(Resource):
         return inputs, problems
 
     def create(self, ctx: Context, inputs: Properties) -> State:
-        return self._pass(ctx, inputs, {})
+        return _pass(ctx, inputs, {})
 
     def update(self, ctx: Context, id: str, old_outputs: Properties, inputs: Properties) -> State:  # noqa: ARG002
-        return self._pass(ctx, inputs, old_outputs)
+        return _pass(ctx, inputs, old_outputs)
 
     def read(self, ctx: Context, id: str, inputs: Properties, outputs: Properties) -> State | None:
         if not inputs:
@@ -63,28 +65,40 @@ class AttestationGate(Resource):
             ctx.warn(f"the lease was not revoked and ends by itself at {outputs.get('leaseExpires')}: {error}")
         records.forget(environment, "gates", name)
 
-    def _pass(self, ctx: Context, inputs: Properties, old: Properties) -> State:
-        name = records.name_of(ctx.urn)
-        console, instance = Path(inputs["console"]), inputs["instanceId"]
-        waiting = Waiting(
-            deadline_s=min(inputs["deadlineSeconds"], ctx.timeout_s or inputs["deadlineSeconds"]),
-            down=lambda: watch.down(console, instance),
-            stage=lambda: watch.stage(console),
-            progress=ctx.progress,
-            pause=ctx.pause,
-        )
-        with explained():
-            known = _trust(inputs, name)
-            try:
-                examined = gate.examine_when_up(
-                    inputs["managementAddress"], known, waiting, launch_digest=inputs["launchDigest"]
-                )
-            except Refused as error:
-                place = _keep_refused(inputs, name, error.examined)
-                _revoke(inputs, known, old, error.examined)
-                message = f"the machine is not admitted: {error} (evidence and machine are kept: {place})"
-                raise Failed("FAILED_PRECONDITION", message) from error
-            return _admit(inputs, name, known, examined)
+
+def _pass(ctx: Context, inputs: Properties, old: Properties) -> State:
+    deadline = min(inputs["deadlineSeconds"], ctx.timeout_s or inputs["deadlineSeconds"])
+    return pass_gate(records.name_of(ctx.urn), inputs, old, waiting_for(inputs, deadline, ctx.progress, ctx.pause))
+
+
+def pass_gate(name: str, inputs: Properties, old: Properties, waiting: Waiting) -> State:
+    """Wait for the machine, verify and admit it. Raises Failed; a lease that it had from `old` is revoked then."""
+    with explained():
+        known = _trust(inputs, name)
+        try:
+            examined = gate.examine_when_up(
+                inputs["managementAddress"], known, waiting, launch_digest=inputs["launchDigest"]
+            )
+        except Refused as error:
+            place = _keep_refused(inputs, name, error.examined)
+            _revoke(inputs, known, old, error.examined)
+            message = f"the machine is not admitted: {error} (evidence and machine are kept: {place})"
+            raise Failed("FAILED_PRECONDITION", message) from error
+        return _admit(inputs, name, known, examined)
+
+
+def waiting_for(
+    inputs: Properties, deadline_s: float, progress: Callable[[str], None], pause: Callable[[float], None]
+) -> Waiting:
+    """How to wait for the machine of these inputs."""
+    console, instance = Path(inputs["console"]), inputs["instanceId"]
+    return Waiting(
+        deadline_s=deadline_s,
+        down=lambda: watch.down(console, instance),
+        stage=lambda: watch.stage(console),
+        progress=progress,
+        pause=pause,
+    )
 
 
 def reverify(
@@ -111,7 +125,7 @@ def reverify(
             reasons = [f"{reason.code}: {reason.words}" for reason in examined.reasons]
             raise Unhealthy(id, outputs, [*reasons, "its lease is revoked"] if revoked else reasons)
         if examined.claims.boot != outputs.get("boot"):
-            words = "machine.rebooted: another boot than the admitted one; it serves nothing until it is admitted"
+            words = f"{REBOOTED}: another boot than the admitted one; it serves nothing until it is admitted"
             raise Unhealthy(id, outputs, [words])
         return _admit(inputs, name, known, examined)
 

@@ -60,6 +60,6 @@ def test_a_console_that_is_not_there_yet_is_empty(tmp_path: Path) -> None:
 def test_the_stage_is_the_furthest_one() -> None:
     assert stage("") == "power on"
     assert stage("BdsDxe: loading Boot0001") == "firmware"
-    assert stage("BdsDxe: loading\n[    0.000000] Linux version 6.12") == "kernel"
-    assert stage("Linux version 6.12\nsystemd[1]: Detected") == "services"
-    assert stage("Linux version 6.12\nsystemd[1]: Detected\ncube-agent: up") == "agent"
+    assert stage("BdsDxe: loading Boot0001\nBdsDxe: starting Boot0001") == "system"
+    assert stage("BdsDxe: starting\n[    0.000000] Linux version 6.12") == "system"
+    assert stage("BdsDxe: starting\n[   33.9] python3[2]: launch sha256:" + "0" * 64) == "agent"
