@@ -106,9 +106,9 @@ class _Check:
         if path is not None:
             self.quoting_enclave(path)
         info_signer = self.signer(given.tcb_info_chain, "tcb_info", "TCB info") if given.tcb_info else None
-        identity_signer = (
-            self.signer(given.qe_identity_chain, "qe_identity", "QE identity") if given.qe_identity else None
-        )
+        identity_signer = info_signer
+        if given.qe_identity and (info_signer is None or given.qe_identity_chain != given.tcb_info_chain):
+            identity_signer = self.signer(given.qe_identity_chain, "qe_identity", "QE identity")
         self.revocation(path, [signer for signer in (info_signer, identity_signer) if signer])
         info = self.document(given.tcb_info, info_signer, "tcb_info", "TCB info", _tcb_info)
         identity = self.document(given.qe_identity, identity_signer, "qe_identity", "QE identity", _qe_identity)
