@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from urllib.parse import quote
 
 from cube_templates import render
 
@@ -61,7 +62,7 @@ def build(
     sources = sandbox_tree / "etc/apt/sources.list.d/mkosi.sources"
     for folder in (configuration, output, sources.parent, packages, cache, work / "workspace"):
         folder.mkdir(parents=True, exist_ok=True)
-    sources.write_text(f"Types: deb\nURIs: file://{repository}\nSuites: ./\nTrusted: yes\n")
+    sources.write_text(f"Types: deb\nURIs: file://{quote(str(repository))}\nSuites: ./\nTrusted: yes\n")
     places = {
         "repository": repository,
         "output": output,

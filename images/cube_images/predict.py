@@ -89,12 +89,12 @@ def _variable(vendor: uuid.UUID, name: str) -> Measurement:
 def gpt_event(head: bytes) -> bytes:
     """UEFI_GPT_DATA of a disk from its first sectors: header, count, and the entries that are in use."""
     header = head[_SECTOR : _SECTOR + _GPT_HEADER]
-    if header[:8] != b"EFI PART":
+    if header[:8] != b"EFI PART" or len(header) != _GPT_HEADER:
         raise ImageError("the disk image has no GUID partition table")
     (start,) = struct.unpack_from("<Q", header, 72)
     count, size = struct.unpack_from("<II", header, 80)
     table = head[start * _SECTOR : start * _SECTOR + count * size]
-    if size != _GPT_ENTRY or len(table) != count * size:
+    if size != _GPT_ENTRY or not count or len(table) != count * size:
         raise ImageError("the disk image has an unusual partition table")
     entries = [table[at : at + size] for at in range(0, len(table), size)]
     used = [entry for entry in entries if any(entry[:16])]

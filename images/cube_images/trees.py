@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from cube_images import debian
 from cube_images.flavour import Flavour
@@ -37,7 +38,8 @@ def tree(definition: Flavour, lock: Lock, purpose: str, on_tick: Callable[[], No
     names: Sequence[str] = definition.debian[purpose].packages
 
     def make(folder: Path) -> None:
-        source = f"deb [trusted=yes] copy://{debian.repository(lock.debian[purpose], lock.suite, digest)} ./"
+        repository = debian.repository(lock.debian[purpose], lock.suite, digest)
+        source = f"deb [trusted=yes] copy://{quote(str(repository))} ./"
         run(
             [
                 *("mmdebstrap", "--quiet", "--mode=root", "--variant=essential", "--architectures=amd64"),
