@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 from cube_attestation.nvidia.abi import Evidence
-from cube_attestation.nvidia.appraise import Collateral, NvidiaRules
+from cube_attestation.nvidia.appraise import Collateral
+from cube_attestation.nvidia.rules import NvidiaRules
 from lxml import etree  # type: ignore[import-untyped]  # lxml ships no types
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)

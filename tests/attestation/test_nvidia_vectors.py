@@ -17,7 +17,8 @@ from cube_attestation import dsse, x509chain
 from cube_attestation.anchors import nvidia as anchors
 from cube_attestation.errors import NotAuthentic
 from cube_attestation.nvidia import abi, chains, rim, verify
-from cube_attestation.nvidia.appraise import Collateral, NvidiaRules, appraise, appraise_rim
+from cube_attestation.nvidia.appraise import Collateral, appraise, appraise_rim
+from cube_attestation.nvidia.rules import NvidiaRules
 from cube_attestation.tokens import abi as tokens
 
 ANY = frozenset({"ocsp.device", "ocsp.rim", "rim.driver", "rim.vbios", "fwid"})
