@@ -192,6 +192,9 @@ class Agent:
         except TpmError as error:
             log(f"TPM: {error}")
             return HttpError(500, "tpm.failed", "The TPM did not do what was asked.").response()
+        except Exception as error:  # a defect of ours must not look like a network failure
+            log(f"{request.target}: {type(error).__name__}: {error}")
+            return HttpError(500, "internal", "The agent failed to answer; its log says why.").response()
 
     async def _health(self, _request: Request) -> Response:
         return json_response({"status": "pass", "service": "cube-agent", "boot": self._boot.id})
@@ -304,7 +307,7 @@ def main(settings: Settings | None = None) -> int:
     try:
         asyncio.run(_run(settings or Settings()))
     except (AttestationError, disks.DiskError, TpmError, NotInForce, OSError, KeyError) as error:
-        log(f"cube-agent failed: {error}")
+        log(f"cube: halt: the agent can't go on: {error}")
         return 1
     return 0
 

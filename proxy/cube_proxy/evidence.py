@@ -61,7 +61,7 @@ def parse_request(body: bytes) -> bytes:
         fields.done()
     except BadInput as error:
         raise HttpError(400, "request.invalid", f"{error}.") from error
-    if len(nonce) < low:
+    if not low <= len(nonce) <= high:
         raise HttpError(400, "request.invalid", f"request.nonce: must have {low} to {high} bytes.")
     return nonce
 

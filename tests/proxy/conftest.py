@@ -82,7 +82,8 @@ def domain_set(*tenants: Tenant) -> domains.DomainSet:
 class Backend:
     """An HTTP server on a Unix socket that keeps every request and answers like a chat backend.
 
-    A body with ``"stream": true`` gets three server-sent events, ``delay`` seconds apart.
+    A body with ``"stream": true`` gets three server-sent events, ``delay`` seconds apart. The canary's question
+    gets its answer.
     """
 
     def __init__(self, path: Path) -> None:
@@ -119,6 +120,11 @@ class Backend:
         body = connection.rfile.read(int(headers.get("content-length", "0")))
         self.requests.append((line, headers, body))
         write = connection.wfile.write
+        if b"What is the capital of France?" in body:
+            write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+            for word in (b"The capital of France is", b" Paris", b"."):
+                write(b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n' % word)
+            return
         if b'"stream": true' not in body:
             answer = json.dumps({"object": "chat.completion", "choices": []}).encode()
             write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n")
@@ -179,9 +185,12 @@ def free_port() -> int:
 
 
 class EnvoyProcess:
-    """A real Envoy with the image's bootstrap under ``run``; nothing may be served until ``apply``."""
+    """A real Envoy with the image's bootstrap under ``run``; nothing may be served until ``apply``.
 
-    def __init__(self, run: Path) -> None:
+    With ``certificate`` an agent writes the dynamic files, and that is the certificate which it made.
+    """
+
+    def __init__(self, run: Path, certificate: str = "") -> None:
         self.run = run
         self.service_port = free_port()
         self.management_port = free_port()
@@ -197,10 +206,7 @@ class EnvoyProcess:
         bootstrap = run / "bootstrap.json"
         bootstrap.write_text(render("envoy/bootstrap.json", values))
         self.files = EnvoyFiles(run / "envoy", run / "admin.sock", os.getgid())
-        self.tls = TlsKey.generate()
-        self.certificate = self.tls.self_signed(["localhost"], datetime.now(UTC))
-        self.files.write(SECRET_FILE, envoy.secret(self.tls.private_pem(), self.certificate))
-        self._write(envoy.View(ENVIRONMENT, None, frozenset(), 1 << 20, 1))
+        self.certificate = certificate or self._first_files()
         with self.access_log.open("wb") as log:
             self.process = subprocess.Popen(
                 ["envoy", "-c", str(bootstrap), "--disable-hot-restart", "--concurrency", "1", "-l", "warn"],
@@ -208,8 +214,32 @@ class EnvoyProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        self.context = ssl.create_default_context(cadata=self.certificate)
-        asyncio.run(self.files.in_force())
+        self.trust(self.certificate)
+        asyncio.run(self._up())
+
+    def trust(self, certificate: str) -> None:
+        """Trust exactly this certificate from now on."""
+        self.context = ssl.create_default_context(cadata=certificate)
+        self.context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+
+    def _first_files(self) -> str:
+        tls = TlsKey.generate()
+        certificate = tls.self_signed(["localhost"], datetime.now(UTC))
+        self.files.write(SECRET_FILE, envoy.secret(tls.private_pem(), certificate))
+        self._write(envoy.View(ENVIRONMENT, None, frozenset(), 1 << 20, 1))
+        return certificate
+
+    async def _up(self) -> None:
+        await self.files.in_force()
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", self.management_port)
+                except OSError:
+                    await asyncio.sleep(0.05)
+                else:
+                    writer.close()
+                    return
 
     def _write(self, view: envoy.View) -> None:
         self.files.write(ROUTES_FILE, envoy.routes(view))
@@ -273,6 +303,11 @@ def envoy_process(run: Path) -> Iterator[EnvoyProcess]:
     process = EnvoyProcess(run)
     yield process
     process.close()
+
+
+@pytest.fixture(scope="session")
+def make_envoy() -> Callable[..., EnvoyProcess]:
+    return EnvoyProcess
 
 
 @pytest.fixture(scope="session")
