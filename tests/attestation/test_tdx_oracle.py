@@ -64,6 +64,15 @@ def same(pair: tuple[str, str]) -> bool:
 
 
 BASE = FakeTdx()
+
+
+def updated(launched: int, now: int) -> FakeTdx:
+    """A TD whose module was another version when it was launched; 4 is up to date, 3 is not."""
+    svns = {name: bytes([n, 1, 3]) + bytes(13) for name, n in (("tee_tcb_svn", launched), ("tee_tcb_svn2", now))}
+    levels = [BASE.isv_level(svn=4), BASE.isv_level("OutOfDate", 3)]
+    return FakeTdx(version=5, body_type=3, td=svns, module_levels=levels)
+
+
 WORLDS: list[FakeTdx] = [
     FakeTdx(), FakeTdx(version=5), FakeTdx(version=5, body_type=3), FakeTdx(trailing=bytes(100)),
     FakeTdx(version=3, sgx=True, tcb_id="SGX", qe_id="QE"),
@@ -82,6 +91,7 @@ WORLDS: list[FakeTdx] = [
     FakeTdx(td={"attributes": 1 << 28 | 1}), FakeTdx(td={"attributes": 0}),
     FakeTdx(version=5, body_type=3, td={"mr_service_td": b"\1" * 48}),
     FakeTdx(levels=[]), FakeTdx(levels=[BASE.level(pce_svn=12)]), FakeTdx(levels=[BASE.level(sgx=bytes([6] * 16))]),
+    updated(launched=4, now=4), updated(launched=4, now=2), updated(launched=2, now=4),
     FakeTdx(td={"tee_tcb_svn": bytes([4, 0, 3]) + bytes(13)}),
     FakeTdx(td={"tee_tcb_svn": bytes([3, 0, 3]) + bytes(13)}),
     *(FakeTdx(levels=[BASE.level(status)]) for status in STATUSES),
@@ -115,6 +125,9 @@ DIFFERENT: list[tuple[FakeTdx, str, str]] = [
     # Levels of modules and enclaves with other statuses: dcap-qvl gives up, we report the worst of all parts.
     (FakeTdx(module_levels=[BASE.isv_level("SWHardeningNeeded")]), "SWHardeningNeeded", "refused: "),
     (FakeTdx(qe_levels=[BASE.isv_level("SWHardeningNeeded")]), "SWHardeningNeeded", "refused: "),
+    # After a TD-preserving update: Intel advises to relaunch, or looks at the launch alone; for us the worse counts.
+    (updated(launched=3, now=4), "OutOfDate", "TDRelaunchAdvised"),
+    (updated(launched=4, now=3), "OutOfDate", "UpToDate"),
     # dcap-qvl does not look at when a CRL was issued: one of tomorrow passes there.
     (FakeTdx(pck_crl_dates=(NOW + SECOND, NOW + timedelta(9))), "refused: collateral.not_yet_valid", "UpToDate"),
     (FakeTdx(root_crl_dates=(NOW + SECOND, NOW + timedelta(9))), "refused: collateral.not_yet_valid", "UpToDate"),

@@ -243,6 +243,29 @@ def test_tcb_levels_at_their_boundary() -> None:
     assert codes(FakeTdx(td=old_module, levels=[base.level(tdx=bytes([4]) + bytes(15))])) == set()
 
 
+def test_levels_count_in_their_order_not_the_documents() -> None:
+    """A low level that comes first with a better status must not win over the one that the platform reaches."""
+    base = FakeTdx()
+    low = base.level(sgx=bytes(16))
+    assert codes(FakeTdx(levels=[low, base.level("OutOfDate")])) == {"tdx.tcb.out_of_date"}
+    modules = [base.isv_level(svn=1), base.isv_level("OutOfDate", 4)]
+    assert codes(FakeTdx(module_levels=modules)) == {"tdx.tcb.out_of_date"}
+    assert codes(FakeTdx(qe_levels=modules)) == {"tdx.tcb.out_of_date"}
+
+
+def test_both_svn_vectors_count() -> None:
+    """TDX 1.5: the module at launch and the one that runs now, whichever is lower."""
+    levels = [FakeTdx.isv_level(svn=4), FakeTdx.isv_level("OutOfDate", 3)]
+    right, low, none = (bytes([n, 1, 3]) + bytes(13) for n in (4, 3, 2))
+    for svn, svn2, expected in (
+        (right, right, set()), (low, right, {"tdx.tcb.out_of_date"}), (right, low, {"tdx.tcb.out_of_date"}),
+        (right, none, {"tdx.tcb.not_supported"}), (none, right, {"tdx.tcb.not_supported"}),
+        (right, bytes([4, 2, 3]) + bytes(13), {"tdx.module.unknown", "tdx.tcb.not_supported"}),
+    ):  # fmt: skip
+        td = {"tee_tcb_svn": svn, "tee_tcb_svn2": svn2}
+        assert codes(FakeTdx(version=5, body_type=3, td=td, module_levels=levels)) == expected
+
+
 def test_isv_svn_at_its_boundary() -> None:
     level = FakeTdx.isv_level
     assert codes(FakeTdx(qe_levels=[level(svn=5), level("OutOfDate", 4)])) == {"tdx.tcb.out_of_date"}

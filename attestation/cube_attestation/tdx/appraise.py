@@ -220,7 +220,7 @@ class _Judge:
         self.compared.append(
             Comparison(
                 "TCB status",
-                tcb.status if tcb.status in self.policy.tcb_statuses else self.policy.tcb_statuses[0],
+                tcb.status if tcb.status in self.policy.tcb_statuses else " or ".join(self.policy.tcb_statuses),
                 tcb.status,
             )
         )

@@ -82,20 +82,22 @@ def from_json(data: bytes, *, where: str = "collateral") -> Collateral:
         raise BadInput("no collateral that is known", where=where, todo="pass what Intel's PCS published, as it is")
     fields = Fields(value, where)
 
+    def text(name: str, limit: int) -> bytes:
+        value = fields.text(name, limit=limit)
+        if not value.isascii():
+            raise BadInput("holds more than ASCII", where=fields.path(name))
+        return value.encode("ascii")
+
     def pem(name: str) -> bytes:
-        return fields.text(name, limit=MAX_CHAIN).encode() if fields.has(name) else b""
+        return text(name, MAX_CHAIN) if fields.has(name) else b""
 
     def crl(name: str) -> bytes | None:
-        return (
-            crl_bytes(fields.text(name, limit=2 * MAX_CRL).encode(), where=fields.path(name))
-            if fields.has(name)
-            else None
-        )
+        return crl_bytes(text(name, 2 * MAX_CRL), where=fields.path(name)) if fields.has(name) else None
 
     def signed(name: str, member: str) -> Signed | None:
         if not fields.has(name):
             return None
-        body = fields.text(name, limit=MAX_JSON).encode()
+        body = text(name, MAX_JSON)
         if not fields.has(f"{name}_signature"):
             return published(body, member, where=fields.path(name))
         return Signed(body, _signature(fields.text(f"{name}_signature"), fields.path(f"{name}_signature")))
@@ -265,7 +267,8 @@ def _levels(fields: Fields, svns: Callable[[Fields], tuple[bytes, bytes, int]]) 
                 svn=svn,
             )
         )
-    return tuple(found)
+    # Highest first: levels are walked in this order, and an order that somebody else chose must not matter
+    return tuple(sorted(found, key=lambda level: (level.sgx, level.svn, level.tdx), reverse=True))
 
 
 _ADVISORY = re.compile(r"[A-Z0-9-]{1,40}")

@@ -47,41 +47,48 @@ def worst(statuses: Iterable[str]) -> str:
 def evaluate(info: TcbInfo, identity: QeIdentity, pck: abi.PckExtension, quote: abi.Quote) -> Tcb:
     """The TCB of ``quote``'s platform; the documents must be about it (kind, FMSPC), which the caller checked."""
     report = quote.body if isinstance(quote.body, abi.TdReport) else None
-    platform = platform_level(info, pck, report)
-    levels = [platform, enclave_level(identity, quote.qe_report)]
-    names = [level.status if level else NOT_SUPPORTED for level in levels]
-    module = None
-    # TDX 1.0 modules (major version 0) have no levels of their own: the platform's components 0 and 1 cover them
-    if report is not None and report.tee_tcb_svn[1]:
-        found = module_identity(info, report)
-        level = _first(found.levels, report.tee_tcb_svn[0]) if found else None
-        levels.append(level)
-        module = level.status if level else NOT_SUPPORTED
-    elif report is not None:
-        module = names[0]
-    advisories = dict.fromkeys(advisory for level in levels if level for advisory in level.advisories)
+    platform = [platform_level(info, pck, svns) for svns in svn_vectors(report)]
+    module = [module_level(info, svns) for svns in svn_vectors(report) if svns and svns[1]]
+    enclave = [enclave_level(identity, quote.qe_report)]
+    levels = [level for level in (*platform, *module, *enclave) if level]
+    platform_status, module_status, enclave_status = map(_status, (platform, module or platform, enclave))
     return Tcb(
-        status=worst([*names, *([module] if module else [])]),
-        platform=names[0],
-        module=module,
-        enclave=names[1],
-        advisories=tuple(sorted(advisories)),
-        date=min((level.date for level in levels if level), default=None),
+        status=worst([platform_status, module_status, enclave_status]),
+        platform=platform_status,
+        module=None if report is None else module_status,
+        enclave=enclave_status,
+        advisories=tuple(sorted({advisory for level in levels for advisory in level.advisories})),
+        date=min((level.date for level in levels), default=None),
     )
 
 
-def platform_level(info: TcbInfo, pck: abi.PckExtension, report: abi.TdReport | None) -> TcbLevel | None:
-    """The first level whose SVNs this platform all reaches: 16 SGX components, PCESVN and, for TDX, its components.
+def svn_vectors(report: abi.TdReport | None) -> tuple[bytes, ...]:
+    """TEE_TCB_SVN as of the TD's launch and, in a 1.5 report, of the module that runs now: both count in full.
+
+    A TD-preserving update may leave either one lower. For an SGX enclave there is one, empty.
+    """
+    if report is None:
+        return (b"",)
+    if report.tee_tcb_svn2 in (None, report.tee_tcb_svn):
+        return (report.tee_tcb_svn,)
+    return report.tee_tcb_svn, report.tee_tcb_svn2 or b""
+
+
+def _status(levels: Iterable[TcbLevel | None]) -> str:
+    return worst(level.status if level else NOT_SUPPORTED for level in levels)
+
+
+def platform_level(info: TcbInfo, pck: abi.PckExtension, svns: bytes) -> TcbLevel | None:
+    """The first level whose SVNs are all reached: 16 SGX components, PCESVN and, for TDX, the components ``svns``.
 
     From TDX 1.5 on the first two TDX components are the module's minor and major version, which have own levels.
     """
-    svns = report.tee_tcb_svn if report else b""
     start = 2 if svns and svns[1] else 0
     for level in info.levels:
         if (
             _reaches(pck.cpu_svn, level.sgx)
             and pck.pce_svn >= level.svn
-            and (report is None or _reaches(svns[start:], level.tdx[start:]))
+            and _reaches(svns[start:], level.tdx[start:] if svns else b"")
         ):
             return level
     return None
@@ -92,9 +99,15 @@ def enclave_level(identity: QeIdentity, report: abi.SgxReport) -> TcbLevel | Non
     return _first(identity.levels, report.isv_svn)
 
 
-def module_identity(info: TcbInfo, report: abi.TdReport) -> ModuleIdentity | None:
-    """The identity of the module that made ``report``: by its major version, or the 1.0 module's."""
-    major = report.tee_tcb_svn[1]
+def module_level(info: TcbInfo, svns: bytes) -> TcbLevel | None:
+    """The first level that the module reaches; a 1.0 module (major version 0) has none, the platform's cover it."""
+    found = module_identity(info, svns)
+    return _first(found.levels, svns[0]) if found else None
+
+
+def module_identity(info: TcbInfo, svns: bytes) -> ModuleIdentity | None:
+    """The identity of a module: by its major version, or the 1.0 module's."""
+    major = svns[1]
     if not major:
         return info.module
     return next((module for module in info.modules if module.id == f"TDX_{major:02X}"), None)

@@ -25,7 +25,7 @@ from cube_attestation.x509.crl import Crl
 
 from . import abi, chains
 from .collateral import Collateral, QeIdentity, Signed, TcbInfo, parse_qe_identity, parse_tcb_info
-from .tcb import Tcb, enclave_mismatch, evaluate, module_identity, module_mismatch
+from .tcb import Tcb, enclave_mismatch, evaluate, module_identity, module_mismatch, svn_vectors
 
 PCK_ISSUERS = ("Intel SGX PCK Platform CA", "Intel SGX PCK Processor CA")
 TCB_SIGNER = "Intel SGX TCB Signing"
@@ -258,12 +258,12 @@ class _Check:
             )
             return None
         if isinstance(self.quote.body, abi.TdReport):
-            module = module_identity(info, self.quote.body)
-            if module is None:
-                major = self.quote.body.tee_tcb_svn[1]
-                self.fail("tdx.module.unknown", f"the TCB info knows no TDX module of major version {major}")
-            elif mismatch := module_mismatch(module, self.quote.body):
-                self.fail("tdx.module.identity_mismatch", mismatch)
+            for svns in svn_vectors(self.quote.body):
+                module = module_identity(info, svns)
+                if module is None:
+                    self.fail("tdx.module.unknown", f"the TCB info knows no TDX module of major version {svns[1]}")
+                elif mismatch := module_mismatch(module, self.quote.body):
+                    self.fail("tdx.module.identity_mismatch", mismatch)
         return info
 
     def about_enclave(self, identity: QeIdentity) -> QeIdentity | None:
