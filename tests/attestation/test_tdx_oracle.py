@@ -125,7 +125,7 @@ DIFFERENT: list[tuple[FakeTdx, str, str]] = [
     # Levels of modules and enclaves with other statuses: dcap-qvl gives up, we report the worst of all parts.
     (FakeTdx(module_levels=[BASE.isv_level("SWHardeningNeeded")]), "SWHardeningNeeded", "refused: "),
     (FakeTdx(qe_levels=[BASE.isv_level("SWHardeningNeeded")]), "SWHardeningNeeded", "refused: "),
-    # After a TD-preserving update: Intel advises to relaunch, or looks at the launch alone; for us the worse counts.
+    # After a TD-preserving update Intel advises a relaunch, or looks at the launch alone; for us the worse counts.
     (updated(launched=3, now=4), "OutOfDate", "TDRelaunchAdvised"),
     (updated(launched=4, now=3), "OutOfDate", "UpToDate"),
     # dcap-qvl does not look at when a CRL was issued: one of tomorrow passes there.
