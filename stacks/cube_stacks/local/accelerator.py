@@ -73,7 +73,8 @@ def _probe(accelerator: Accelerator, qemu: str) -> Probe:
 
 def _said(stderr: bytes | None) -> str:
     lines = [line.strip() for line in (stderr or b"").decode(errors="replace").splitlines() if line.strip()]
-    return f" (QEMU: {lines[0][:120]})" if lines else ""
+    telling = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
+    return f" (QEMU: {telling[:120]})" if telling else ""
 
 
 def choose(wanted: Literal["auto", "kvm", "tcg"]) -> tuple[Accelerator, str]:

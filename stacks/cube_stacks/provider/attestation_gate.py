@@ -23,7 +23,7 @@ from cube_stacks.provider.base import UNKNOWN, Context, Failed, Properties, Reso
 from cube_stacks.provider.failures import explained
 from cube_stacks.state import write_atomically
 
-REBOOTED = "machine.rebooted"
+REBOOTED, UNREACHABLE = "machine.rebooted", "machine.unreachable"
 _READ_S = 8.0  # `pulumi preview` reads too
 
 
@@ -117,7 +117,7 @@ def reverify(
             if watch.gone(console, inputs["instanceId"]):
                 return None
             down = watch.down(console, inputs["instanceId"])
-            reason = f"{gate.BootFailed.code}: {down.reason}" if down else f"machine.unreachable: {error}"
+            reason = f"{gate.BootFailed.code}: {down.reason}" if down else f"{UNREACHABLE}: {error}"
             raise Unhealthy(id, outputs, [reason]) from error
         if not examined.passed or examined.claims is None:
             _keep_refused(inputs, name, examined)
