@@ -9,10 +9,11 @@ import tracemalloc
 from collections.abc import Callable
 
 import pytest
-from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from cube_attestation.errors import AttestationError, BadInput
 from cube_attestation.nvidia import abi, ocsp, rim, verify
+from cube_attestation.x509.certificate import Certificate, parse
 from fake_nvidia import NOW, FakeDevice, driver_rim, fwid_extension, rules
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -109,8 +110,8 @@ def test_changed_responses(changes: list[tuple[int, int]], cut: int) -> None:
 
 
 @functools.cache
-def certificate(which: str) -> x509.Certificate:
-    return FakeDevice().certs()[which].make()
+def certificate(which: str) -> Certificate:
+    return parse(FakeDevice().certs()[which].make().public_bytes(Encoding.DER))
 
 
 @FAST

@@ -27,7 +27,7 @@ RIM_CODES = {
     "signature_invalid": "nvidia.rim.signature_invalid",
     "signature_form": "nvidia.rim.signature_form",
     "chain.untrusted_root": "nvidia.rim.untrusted_root",
-    "chain.signature": "nvidia.rim.chain_signature_invalid",
+    "chain.signature_invalid": "nvidia.rim.chain_signature_invalid",
     "chain.constraints": "nvidia.rim.chain_constraints",
     "chain.weak": "nvidia.rim.chain_weak",
     "chain.expired": "collateral.expired",
@@ -162,7 +162,7 @@ def _revocation(
     first = 1 if name == "ocsp.device" else 0
     certificates = path.certificates
     for certificate, issuer in zip(certificates[first:-1], certificates[first + 1 :], strict=True):
-        if name in rules.allow_missing and certificate.serial_number not in collateral.by_serial:
+        if name in rules.allow_missing and certificate.serial not in collateral.by_serial:
             continue
         reasons = ocsp.check(certificate, issuer, collateral.by_serial, now, rules.ocsp_max_age)
         if name in rules.allow_missing:

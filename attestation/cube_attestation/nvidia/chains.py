@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from cube_attestation import x509chain
-from cube_attestation.errors import NotAuthentic
+from cube_attestation.errors import BadInput, NotAuthentic
+from cube_attestation.x509 import keys, path
+from cube_attestation.x509.certificate import Certificate
 
 if TYPE_CHECKING:
-    from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
 
 MAX_CACHED = 1024
@@ -58,37 +58,37 @@ class Verified(Generic[T]):
 class Path:
     """Leaf to root, every signature good; all certificates are valid between the two times."""
 
-    certificates: tuple[x509.Certificate, ...]
+    certificates: tuple[Certificate, ...]
     not_before: datetime
     not_after: datetime
 
 
-def verify_path(certificates: tuple[x509.Certificate, ...], anchors: frozenset[str], now: datetime) -> Path:
-    """From ``certificates[0]`` to an anchor at ``now``. Raises NotAuthentic; ``why`` is x509chain's problem."""
-    if not certificates:
-        raise NotAuthentic("no certificates", why="untrusted_root")
-    chain = x509chain.verify_chain(certificates[0], certificates[1:], anchors, now)
-    if chain.problem:
-        raise NotAuthentic(chain.words, why=chain.problem)
-    for certificate in chain.path:
+def verify_path(certificates: tuple[Certificate, ...], anchors: frozenset[str], now: datetime) -> Path:
+    """From ``certificates[0]`` to an anchor at ``now``. Raises NotAuthentic, ``why`` of ``path.PROBLEMS``."""
+    found = path.find(certificates[0], certificates[1:], anchors, now)
+    if found.problem:
+        raise NotAuthentic(found.words, why=found.problem)
+    for certificate in found.certificates:
         p384_key(certificate)
-        hashed = certificate.signature_hash_algorithm
-        if hashed is None or hashed.name != "sha384":
-            raise NotAuthentic(f"{x509chain.name(certificate)} is not signed with SHA-384", why="weak")
+        if keys.ALGORITHMS[certificate.algorithm] != ("ecdsa", "sha384"):
+            raise NotAuthentic(f"{certificate.name} is not signed with ECDSA over SHA-384", why="weak")
     return Path(
-        chain.path,
-        max(certificate.not_valid_before_utc for certificate in chain.path),
-        min(certificate.not_valid_after_utc for certificate in chain.path),
+        found.certificates,
+        max(certificate.not_before for certificate in found.certificates),
+        min(certificate.not_after for certificate in found.certificates),
     )
 
 
-def p384_key(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
+def p384_key(certificate: Certificate) -> ec.EllipticCurvePublicKey:
     """The certificate's P-384 key. Raises NotAuthentic for any other kind."""
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    key = certificate.public_key()
+    try:
+        key = keys.public_key(certificate.spki)
+    except BadInput as error:
+        raise NotAuthentic(f"{certificate.name}: {error.what}", why="weak") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
-        raise NotAuthentic(f"{x509chain.name(certificate)} has no P-384 key", why="weak")
+        raise NotAuthentic(f"{certificate.name} has no P-384 key", why="weak")
     return key
 
 

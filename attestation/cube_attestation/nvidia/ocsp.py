@@ -14,18 +14,20 @@ from datetime import datetime, timedelta
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
-from cube_attestation import dsse, x509chain
 from cube_attestation.errors import BadInput, NotAuthentic
 from cube_attestation.verdict import Reason
+from cube_attestation.x509 import certificate as x509
+from cube_attestation.x509 import der, keys, path
 
 from . import chains
 
 if TYPE_CHECKING:
-    from cryptography import x509
     from cryptography.x509 import ocsp
 
 MAX_BYTES = 32 << 10
 MAX_RESPONSES = 64
+MAX_RESPONDERS = 8
+OCSP_SIGNING = "1.3.6.1.5.5.7.3.9"
 OCSP_CODES = {
     "signature_invalid": "nvidia.ocsp.signature_invalid",
     "untrusted_responder": "nvidia.ocsp.untrusted_responder",
@@ -106,23 +108,23 @@ def check(
     ``nvidia.ocsp.unknown``. A revocation counts even if it is old or a newer response says good; only a hold is
     lifted by a newer one.
     """
-    keys = _issuer(issuer)
+    known = _issuer(issuer)
     found: list[Status] = []
     broken: list[Reason] = []
-    for data in responses.get(certificate.serial_number, ()):
+    for data in responses.get(certificate.serial, ()):
         asked = _asked(data)
-        if (asked.name_hash, asked.key_hash) != keys.hashes.get(asked.algorithm):
+        if (asked.name_hash, asked.key_hash) != known.hashes.get(asked.algorithm):
             continue
         try:
-            kept = _kept.get(data, keys.anchors, now, partial(_verify, data, issuer, now))
+            kept = _kept.get(data, known.anchors, now, partial(_verify, data, issuer, now))
             found.append(kept.status)
         except NotAuthentic as error:
-            broken.append(Reason(OCSP_CODES[error.why], f"{x509chain.name(certificate)}: {error.what}"))
+            broken.append(Reason(OCSP_CODES[error.why], f"{certificate.name}: {error.what}"))
     if found:
         return _problem(found, certificate, now, max_age)
     if broken:
         return broken
-    return [Reason("collateral.missing", f"no OCSP response about {x509chain.name(certificate)}")]
+    return [Reason("collateral.missing", f"no OCSP response about {certificate.name}")]
 
 
 def _problem(found: list[Status], certificate: x509.Certificate, now: datetime, max_age: timedelta) -> list[Reason]:
@@ -134,7 +136,7 @@ def _problem(found: list[Status], certificate: x509.Certificate, now: datetime, 
     revoked = [status for status in found if status.status == "revoked"]
     if not revoked and newest.status == "good" and newest.this_update - SKEW <= now <= end:
         return []
-    who = x509chain.name(certificate)
+    who = certificate.name
     for status in revoked:
         if status is newest or status.reason != HOLD:
             when = f"{status.revoked_at:%Y-%m-%d}" if status.revoked_at else "an unknown date"
@@ -182,9 +184,9 @@ class _Issuer:
 
 @lru_cache(maxsize=chains.MAX_CACHED)
 def _issuer(issuer: x509.Certificate) -> _Issuer:
-    name, key = issuer.subject.public_bytes(), _key_bits(issuer)
+    name, key = issuer.subject, _key_bits(issuer)
     return _Issuer(
-        frozenset({dsse.spki_digest(issuer.public_key())}),
+        frozenset({issuer.spki_digest}),
         {
             algorithm: (hashlib.new(algorithm, name).digest(), hashlib.new(algorithm, key).digest())
             for algorithm in ("sha1", "sha256", "sha384", "sha512")
@@ -202,13 +204,13 @@ def _verify(data: bytes, issuer: x509.Certificate, now: datetime) -> Authentic:
     hashed = response.signature_hash_algorithm
     if hashed is None or hashed.name not in ("sha256", "sha384", "sha512"):
         raise NotAuthentic("the OCSP response is not signed with SHA-2", why="signature_invalid")
-    key = signer.public_key()
+    key = keys.public_key(signer.spki)
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise NotAuthentic("the OCSP responder has no elliptic-curve key", why="untrusted_responder")
     try:
         key.verify(response.signature, response.tbs_response_bytes, ec.ECDSA(hashed))
     except InvalidSignature as error:
-        words = f"the OCSP response is not signed by {x509chain.name(signer)}"
+        words = f"the OCSP response is not signed by {signer.name}"
         raise NotAuthentic(words, why="signature_invalid") from error
     for extension in (*response.extensions, *response.single_extensions):
         if extension.critical:  # none that we would know changes what a status means
@@ -222,53 +224,40 @@ def _verify(data: bytes, issuer: x509.Certificate, now: datetime) -> Authentic:
         response.revocation_time_utc,
         reason.value if reason else "",
     )
-    return Authentic(status, signer.not_valid_before_utc, signer.not_valid_after_utc)
+    return Authentic(status, signer.not_before, signer.not_after)
 
 
 def _responder(response: ocsp.OCSPResponse, issuer: x509.Certificate, now: datetime) -> x509.Certificate:
     """The issuer itself, or a certificate in the response that it issued for OCSP signing and that is valid."""
-    from cryptography import x509
-    from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.serialization import Encoding
-    from cryptography.x509.oid import ExtendedKeyUsageOID
 
     if _names(response, issuer):
         return issuer
-    for embedded in response.certificates[:8]:
+    for embedded in response.certificates[:MAX_RESPONDERS]:
         try:
-            candidate = x509chain.load_der(embedded.public_bytes(Encoding.DER), where="OCSP responder")
+            candidate = x509.parse(embedded.public_bytes(Encoding.DER))
+            named = _names(response, candidate) and OCSP_SIGNING in (candidate.extended_key_usage() or ())
+            keys.public_key(candidate.spki)
         except BadInput:
             continue
-        if not _names(response, candidate):
-            continue
-        try:
-            candidate.verify_directly_issued_by(issuer)
-            usage = candidate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-        except (InvalidSignature, ValueError, TypeError, x509.ExtensionNotFound):
-            continue
-        hashed = candidate.signature_hash_algorithm
-        if ExtendedKeyUsageOID.OCSP_SIGNING not in usage or hashed is None or hashed.name == "sha1":
-            continue
-        if candidate.not_valid_before_utc <= now <= candidate.not_valid_after_utc:
+        critical = {oid for oid, extension in candidate.extensions.items() if extension.critical}
+        valid = candidate.not_before <= now <= candidate.not_after
+        if named and valid and critical <= path.UNDERSTOOD and path.signed(candidate, issuer):
             return candidate
-    words = f"no OCSP responder that {x509chain.name(issuer)} certified and that is valid now"
+    words = f"no OCSP responder that {issuer.name} certified and that is valid now"
     raise NotAuthentic(words, why="untrusted_responder")
 
 
 def _key_bits(certificate: x509.Certificate) -> bytes:
-    """The subjectPublicKey bits of an elliptic-curve key; empty for other keys."""
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    key = certificate.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        return b""
-    return key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    """The subjectPublicKey bits, of which key hashes are made."""
+    spki = der.Cursor(certificate.spki, "SubjectPublicKeyInfo").inner()
+    spki.whole(der.SEQUENCE)
+    return spki.bits()
 
 
 def _names(response: ocsp.OCSPResponse, certificate: x509.Certificate) -> bool:
     """Whether the response's responder id is this certificate, by name or by key (RFC 6960: always SHA-1)."""
     if response.responder_name is not None:
-        return response.responder_name == certificate.subject
+        return response.responder_name.public_bytes() == certificate.subject
     bits = hashlib.sha1(_key_bits(certificate), usedforsecurity=False).digest()
     return response.responder_key_hash == bits

@@ -19,13 +19,12 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from cube_attestation import x509chain
 from cube_attestation.errors import BadInput, NotAuthentic
+from cube_attestation.x509 import certificate as x509
 
 from . import abi, chains
 
 if TYPE_CHECKING:
-    from cryptography import x509
     from lxml import etree  # type: ignore[import-untyped]  # lxml ships no types
 
 MAX_BYTES = 256 << 10
@@ -96,7 +95,7 @@ def verify(data: bytes, anchors: frozenset[str], now: datetime, *, allow_expired
     except NotAuthentic as error:
         if not allow_expired or error.why != "chain.expired":
             raise
-    last = min(now, _certificates(_shape(_the_signature(_document(data)))[-1])[0].not_valid_after_utc)
+    last = min(now, _certificates(_shape(_the_signature(_document(data)))[-1])[0].not_after)
     return _kept.get(data, anchors, last, lambda: _verify(data, anchors, last))
 
 
@@ -258,10 +257,7 @@ def _certificates(key_info: etree._Element) -> tuple[x509.Certificate, ...]:
     count = len(data)
     if not 1 <= count <= MAX_CERTIFICATES:
         raise _form(f"{count} certificates")
-    return tuple(
-        x509chain.load_der(_base64(element, None), where=f"RIM certificate {i}")
-        for i, element in enumerate(_children(data, *["X509Certificate"] * count))
-    )
+    return tuple(x509.parse(_base64(element, None)) for element in _children(data, *["X509Certificate"] * count))
 
 
 def _base64(element: etree._Element, size: int | None) -> bytes:

@@ -9,24 +9,24 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from cube_attestation import x509chain
 from cube_attestation.errors import BadInput, NotAuthentic
 from cube_attestation.verdict import Reason
+from cube_attestation.x509 import certificate as x509
 from cube_attestation.x509 import der
 
 from . import abi, chains
 
 if TYPE_CHECKING:
-    from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
 
 # DICE TcbInfo as Hopper writes it, and as Blackwell does
 FWID_OIDS = ("2.23.133.5.4.1", "2.23.133.5.4.1.1")
 MAX_FWID_EXTENSION = 4 << 10
+DIGITAL_SIGNATURE = 0x80  # of the key usage
 CHAIN_CODES = {
     "missing": "nvidia.chain.missing",
     "untrusted_root": "nvidia.chain.untrusted_root",
-    "signature": "nvidia.chain.signature_invalid",
+    "signature_invalid": "nvidia.chain.signature_invalid",
     "expired": "nvidia.chain.expired",
     "not_yet_valid": "nvidia.chain.not_yet_valid",
     "constraints": "nvidia.chain.constraints",
@@ -107,40 +107,34 @@ def verify(
 
 
 def load_chain(data: bytes) -> tuple[x509.Certificate, ...]:
-    """A device's certificates, PEM, leaf first. Raises BadInput."""
+    """A device's certificates, PEM, leaf first; nothing gives none. Raises BadInput."""
     if len(data) > abi.MAX_CHAIN:
         raise BadInput(f"larger than {abi.MAX_CHAIN >> 10} KiB", where="device certificates")
-    return x509chain.load_pem_chain(data, where="device certificates")
+    return x509.load(data, where="device certificates") if data.strip() else ()
 
 
 def _leaf(data: bytes, anchors: frozenset[str], now: datetime) -> Leaf:
-    from cryptography import x509
-    from cryptography.x509.oid import NameOID
-
     certificates = load_chain(data)
     if not certificates:
         raise NotAuthentic("the device handed over no certificates", why="missing")
     path = chains.verify_path(certificates, anchors, now)
-    leaf = path.certificates[0]
-    names = [str(name.value) for name in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    serials = [str(name.value) for name in leaf.subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER)]
-    try:
-        usage = leaf.extensions.get_extension_for_class(x509.KeyUsage).value
-    except x509.ExtensionNotFound:
-        usage = None
-    if usage is None or not usage.digital_signature:
-        raise NotAuthentic(f"{x509chain.name(leaf)} may not sign reports", why="constraints")
-    found = _CHIP.match(names[0]) if len(names) == 1 else None
-    if found is None or len(serials) != 1:
-        raise NotAuthentic(f"{x509chain.name(leaf)} is not named like a device", why="constraints")
-    fwids: frozenset[bytes] = frozenset()
-    for extension in leaf.extensions:
-        if extension.oid.dotted_string in FWID_OIDS and isinstance(extension.value, x509.UnrecognizedExtension):
-            fwids |= firmware_identities(extension.value.value)
-    boot_rom = path.certificates[1].subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER)
-    text = str(boot_rom[0].value) if boot_rom else ""
+    leaf, boot_rom = path.certificates[:2]
+    if not (leaf.key_usage() or 0) & DIGITAL_SIGNATURE:
+        raise NotAuthentic(f"{leaf.name} may not sign reports", why="constraints")
+    found, serial = _CHIP.match(leaf.common_name), _serial(leaf)
+    if found is None or not serial:
+        raise NotAuthentic(f"{leaf.name} is not named like a device", why="constraints")
+    values = [value for oid in FWID_OIDS if (value := leaf.value(der.oid(oid))) is not None]
+    fwids = frozenset(fwid for value in values for fwid in firmware_identities(value))
+    text = _serial(boot_rom)
     pdi = bytes.fromhex(text)[1:] if re.fullmatch(r"[0-9A-F]{18}", text) else b""
-    return Leaf(path, chains.p384_key(leaf), found.group(1).replace("_", ""), serials[0][:64], pdi, fwids)
+    return Leaf(path, chains.p384_key(leaf), found.group(1).replace("_", ""), serial[:64], pdi, fwids)
+
+
+def _serial(certificate: x509.Certificate) -> str:
+    """The serial number in the subject's name; empty when there is not exactly one."""
+    found = [value for kind, value in x509.attributes(certificate.subject) if kind == "serialNumber"]
+    return found[0] if len(found) == 1 else ""
 
 
 def firmware_identities(value: bytes) -> frozenset[bytes]:
