@@ -19,7 +19,7 @@ import fake_snp
 import fake_x509 as fake
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
-from cube_attestation.azure import verify
+from cube_attestation.azure import abi, verify
 from cube_attestation.x509 import keys
 
 EKU = ("1.3.6.1.4.1.311.10.3.12", "2.23.133.8.3")
@@ -132,7 +132,7 @@ class FakeAzure:
         attest += len(self.nonce).to_bytes(2, "big") + self.nonce + bytes(17) + bytes(8)
         attest += b"\0\0\0\1\0\x0b\3" + bits + b"\0\x20" + digest
         signature = fake.rsa_key(self.quote_key).sign(attest, padding.PKCS1v15(), hashes.SHA256())
-        return verify.VtpmQuote(attest, signature, {"sha256": pcrs})
+        return verify.VtpmQuote(attest, abi.parse_signature(signature), {"sha256": pcrs})
 
     def ak_certificate(self) -> fake.Issued:
         extensions = [fake.basic_constraints(False), fake.key_usage(0x80)]

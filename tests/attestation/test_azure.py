@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import struct
 from base64 import urlsafe_b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import fake_azure
 import fake_x509 as fake
@@ -130,7 +134,7 @@ def test_authenticity(azure: FakeAzure, expected: set[str]) -> None:
         ({"certificates": [GOOD.ak_certificate().der + b"\0\1"]}, "azure.ak_certificate.malformed"),
         ({"certificates": [GOOD.ak_certificate().der]}, "azure.ak_chain.untrusted_root"),
         ({"max_crl_age": timedelta(days=4)}, "collateral.too_old"),
-        ({"quote": verify.VtpmQuote(b"", b"", {})}, "tpm.quote.malformed"),
+        ({"quote": verify.VtpmQuote(b"", GOOD.quote().signature, {})}, "tpm.quote.malformed"),
     ],
 )
 def test_what_is_missing_or_foreign_is_refused(options: dict[str, object], expected: str) -> None:
@@ -141,6 +145,40 @@ def test_a_certificate_by_another_authority_does_not_count() -> None:
     root = fake.issue("Fake vTPM Root", fake.rsa_key("impostor"), extensions=fake.ca_extensions())
     leaf = fake.issue("AK", fake.rsa_key("AK"), root, extensions=[fake.extended_key_usage(*fake_azure.EKU)])
     assert codes(check(GOOD, certificates=[leaf.der, root.der])) == ["azure.ak_chain.untrusted_root"]
+
+
+@pytest.mark.parametrize(
+    ("leaf", "expected"),
+    [
+        (
+            fake.issue("AK", fake.rsa_key("AK"), replace(fake_azure.chain()[2], key=fake.rsa_key("x"))),
+            "signature_invalid",
+        ),
+        (
+            fake.issue(
+                "AK",
+                fake.rsa_key("AK"),
+                fake_azure.chain()[2],
+                extensions=[fake.extension("1.2.3.4", b"", critical=True)],
+            ),
+            "constraints",
+        ),
+        (
+            fake.issue(
+                "AK",
+                fake.rsa_key("AK"),
+                fake_azure.chain()[2],
+                scheme=("rsassa", "sha1"),
+                algorithm=fake.SHA1_RSA,
+            ),
+            "weak",
+        ),
+    ],
+)
+def test_a_bad_chain_says_what_is_bad(leaf: fake.Issued, expected: str) -> None:
+    found = codes(check(GOOD, certificates=[leaf.der, GOOD.certificates()[1]]))
+    chain = {"azure.ak_chain.signature_invalid", "azure.ak_chain.constraints", "azure.ak_chain.weak"}
+    assert chain & {*found} == {f"azure.ak_chain.{expected}"}
 
 
 def test_missing_parts_may_be_named() -> None:
@@ -326,7 +364,7 @@ def test_containers_of_other_projects() -> None:
     evidence = {
         "quote": {
             "message": list(quote.attest),
-            "signature": quote.signature.hex(),
+            "signature": quote.signature.value.hex(),
             "pcrs": [value.hex() for value in quote.pcrs["sha256"].values()],
         },
         "report": urlsafe_b64encode(HCL).decode(),
@@ -334,7 +372,7 @@ def test_containers_of_other_projects() -> None:
     }
     found = containers.read(json.dumps(evidence).encode())
     assert (found.hcl, found.quote) == (HCL, quote)
-    counted = (len(b).to_bytes(8, "little") + b for b in (quote.signature, quote.attest))
+    counted = (len(b).to_bytes(8, "little") + b for b in (quote.signature.value, quote.attest))
     stored = b"".join(counted) + (24).to_bytes(8, "little") + b"".join(quote.pcrs["sha256"].values())
     assert containers.read_bincode_quote(stored) == quote
     for wrong in (stored[:-1], stored + b"\0", stored[:7], b"\xff" * 8):
@@ -344,3 +382,27 @@ def test_containers_of_other_projects() -> None:
     for broken in ({"quote": []}, {"report": [256], "quote": {}}, {**evidence, "quote": {"pcrs": [[1]]}}):
         with pytest.raises(BadInput):
             containers.read(json.dumps(broken).encode())
+
+
+def test_every_code_of_snp_and_azure_is_documented_and_asserted() -> None:
+    """The table is complete in both directions, and each code is what some test here expects."""
+    code = re.compile(r"(snp|azure|collateral)\.[a-z_]+(\.[a-z_]+)?")
+
+    def literals(files: Iterable[Path]) -> set[str]:
+        nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text())))
+        found = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        return {text for text in found if code.fullmatch(text)} - {
+            verify.ALLOW_MISSING_CRL,
+            snp_verify.ALLOW_MISSING_CRL,
+        }
+
+    package = Path(abi.__file__).parents[1]
+    emitted = literals(file for room in ("snp", "azure", "x509") for file in (package / room).glob("*.py"))
+    here = Path(__file__).parent
+    asserted = literals([here / name for name in ("test_snp.py", "test_azure.py", "test_azure_items.py")])
+    table = (here.parents[1] / "docs" / "reason-codes.md").read_text()
+    documented = set(re.findall(r"^\| `([a-z0-9_.]+)` \|", table, flags=re.MULTILINE))
+    assert emitted - documented == set(), "codes without a row"
+    ours = {row for row in documented if row.startswith(("snp.", "azure."))}
+    assert ours - emitted == set(), "rows without a code"
+    assert emitted - asserted - {*appraise.ASSUMPTIONS} == set(), "codes that no test expects"

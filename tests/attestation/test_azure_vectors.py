@@ -108,7 +108,7 @@ def test_single_snp_files(vectors: Path) -> None:
         assert verified.forged == ()
     # A quote of another machine, whose HCL report did not come with it: it reads, and is not taken for this one's
     message, signature = ((vectors / (SNP + f"tpm-quote.{part}")).read_bytes() for part in ("msg", "sig"))
-    stray = verify.VtpmQuote(message, signature, quotes[0].pcrs)
+    stray = verify.VtpmQuote(message, abi.parse_signature(signature), quotes[0].pcrs)
     verified = verify.verify(
         hcl, stray, [], hardware_report_data=report_data, now=NOW, allow_missing=NO_CERTIFICATE
     )
@@ -162,7 +162,7 @@ def derived(vectors: Path) -> tuple[abi.HclReport, verify.VtpmQuote, bytes, byte
     }
     pcrs = json.loads((vectors / (DERIVED + "tpm-pcrs.json")).read_bytes())
     bank = {i: bytes.fromhex(value) for i, value in enumerate(pcrs)}
-    quote = verify.VtpmQuote(read["tpm-quote.msg"], read["tpm-quote.sig"], {"sha256": bank})
+    quote = verify.VtpmQuote(read["tpm-quote.msg"], abi.parse_signature(read["tpm-quote.sig"]), {"sha256": bank})
     chain = (vectors / (DERIVED + "ak-chain.pem")).read_bytes()
     return abi.parse_hcl(read["hcl-report.bin"]), quote, chain, (vectors / (DERIVED + "td-quote.bin")).read_bytes()
 

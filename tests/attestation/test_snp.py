@@ -116,6 +116,20 @@ def test_any_changed_byte_of_report_or_signature_is_refused(offset: int) -> None
     assert "snp.signature.invalid" in codes(check(GOOD, report=bytes(raw)))
 
 
+def test_sha1_in_a_chain_is_refused() -> None:
+    leaf = fake.issue(
+        "SEV-VCEK",
+        GOOD.key,
+        GOOD.ask,
+        extensions=GOOD.leaf_extensions,
+        scheme=("rsassa", "sha1"),
+        algorithm=fake.SHA1_RSA,
+    )
+    endorsements = verify.read_endorsements([leaf.der, GOOD.ask.der, GOOD.ark.der], [GOOD.crl])
+    verified = verify.verify(abi.parse_report(GOOD.report()), endorsements, now=fake.NOW, roots=GOOD.roots)
+    assert codes(verified) == ["snp.chain.weak"]
+
+
 def test_a_root_stands_for_its_own_product_line_only() -> None:
     roots = dict.fromkeys(GOOD.roots, "Genoa")
     assert codes(check(GOOD, roots=roots)) == ["snp.product.mismatch"]

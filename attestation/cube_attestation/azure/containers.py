@@ -11,6 +11,7 @@ from cube_attestation import jcs
 from cube_attestation.errors import BadInput
 from cube_attestation.fields import Fields
 
+from .abi import parse_signature
 from .verify import VtpmQuote
 
 MAX_BYTES = 256 << 10
@@ -63,7 +64,7 @@ def read_quote(fields: Fields) -> VtpmQuote:
         values[i] = _bytes(Fields({"": entry}, f"{fields.path('pcrs')}[{i}]"), "")
         if len(values[i]) != PCR_BYTES:
             raise BadInput(f"{len(values[i])} bytes, expected {PCR_BYTES}", where=f"{fields.path('pcrs')}[{i}]")
-    return VtpmQuote(_bytes(fields, "message"), _bytes(fields, "signature"), {"sha256": values})
+    return VtpmQuote(_bytes(fields, "message"), parse_signature(_bytes(fields, "signature")), {"sha256": values})
 
 
 def read_bincode_quote(data: bytes) -> VtpmQuote:
@@ -90,7 +91,7 @@ def read_bincode_quote(data: bytes) -> VtpmQuote:
     values = {i: take(PCR_BYTES) for i in range(count(PCRS))}
     if at != len(data):
         raise BadInput(f"{len(data) - at} bytes after the end", where=what)
-    return VtpmQuote(message, signature, {"sha256": values})
+    return VtpmQuote(message, parse_signature(signature), {"sha256": values})
 
 
 def _bytes(fields: Fields, name: str) -> bytes:

@@ -39,13 +39,13 @@ CHAIN_CODES = {
 
 @dataclass(frozen=True)
 class VtpmQuote:
-    """A quote as a guest reads it: TPMS_ATTEST, TPMT_SIGNATURE or bare RSA signature, PCR values by bank.
+    """A quote: the bytes of TPMS_ATTEST, its signature, PCR values by bank.
 
     ``ak`` is the key that the guest says made it, if it says so: it helps to explain, never to trust.
     """
 
     attest: bytes
-    signature: bytes
+    signature: tpm.Signature
     pcrs: Mapping[str, Mapping[int, bytes]]
     ak: tpm.Public | None = None
 
@@ -129,15 +129,14 @@ def _quote(
     try:
         ak = claims.ak.public()
         key = ak.key()
-        signature = abi.parse_signature(quote.signature)
-        evidence = QuoteEvidence(quote.attest, tpm.parse_quote(quote.attest), signature, ak, quote.pcrs)
+        evidence = QuoteEvidence(quote.attest, tpm.parse_quote(quote.attest), quote.signature, ak, quote.pcrs)
     except BadInput as error:
         return None, [Reason("tpm.quote.malformed", str(error))]
     reasons: list[Reason] = []
-    if not signature_holds(quote.attest, signature, key):
+    if not signature_holds(quote.attest, quote.signature, key):
         others: list[rsa.RSAPublicKey | ec.EllipticCurvePublicKey] = [quote.ak.key()] if quote.ak else []
         others += [other for c in certificates[:1] if (other := _rsa_key(c)) is not None]
-        if any(signature_holds(quote.attest, signature, other) for other in others):
+        if any(signature_holds(quote.attest, quote.signature, other) for other in others):
             words = "the quote is by another key than the one that the claims name"
             reasons.append(Reason("azure.hcl.unbound_key", words))
         else:

@@ -18,6 +18,7 @@ from .certificate import read_extensions
 
 MAX_BYTES = 512 << 10
 MAX_ENTRIES = 16384
+MAX_LISTS = 8
 
 _PEM = re.compile(rb"\s*-----BEGIN X509 CRL-----([A-Za-z0-9+/=\s]+)-----END X509 CRL-----\s*")
 
@@ -34,6 +35,15 @@ class Crl:
     next_update: datetime
     revoked: frozenset[int]
     digest: str
+
+
+def load_all(data: bytes, *, where: str) -> tuple[Crl, ...]:
+    """One DER list, or PEM lists one after the other (at most MAX_LISTS). Raises BadInput."""
+    end = b"-----END X509 CRL-----"
+    parts = [data] if data[:1] == b"\x30" else [part + end for part in data.split(end)[:-1]]
+    if not parts or len(parts) > MAX_LISTS or (data[:1] != b"\x30" and data.rpartition(end)[2].strip()):
+        raise BadInput(f"not 1 to {MAX_LISTS} revocation lists", where=where)
+    return tuple(load(part, where=f"{where}[{i}]") for i, part in enumerate(parts))
 
 
 def load(data: bytes, *, where: str) -> Crl:
