@@ -204,6 +204,14 @@ def test_without_an_expected_nonce_none_is_compared() -> None:
     ("vm", "rules", "code"),
     [
         ({"console-enabled": True}, {}, "azure.console.enabled"),
+        ({"console-enabled": True}, {"console": "output"}, "azure.console.enabled"),
+        (
+            {"console-enabled": True, "interactive-console-enabled": True},
+            {"console": "output"},
+            "azure.console.enabled",
+        ),
+        ({"console-enabled": True, "interactive-console-enabled": False}, {}, "azure.console.enabled"),
+        ({"ipmi-enabled": True}, {}, "azure.ipmi.enabled"),
         ({"secure-boot": False}, {}, "azure.secure_boot.disabled"),
         ({"tpm-enabled": False}, {}, "azure.tpm.disabled"),
         ({}, {"persisted_tpm": False}, "azure.tpm.persisted"),
@@ -223,7 +231,10 @@ def test_policy_refuses(vm: dict[str, object], rules: dict[str, object], code: s
 @pytest.mark.parametrize(
     ("azure", "rules"),
     [
-        (GOOD.but(vm={"console-enabled": True}), {"console": True}),
+        (GOOD.but(vm={"console-enabled": True}), {"console": "interactive"}),
+        (GOOD.but(vm={"console-enabled": True, "interactive-console-enabled": False}), {"console": "output"}),
+        (GOOD.but(vm={"interactive-console-enabled": True}), {}),
+        (GOOD.but(vm={"ipmi-enabled": True}), {"ipmi": True}),
         (GOOD.but(vm={"secure-boot": False}), {"secure_boot": False}),
         (GOOD.but(vm={"tpm-enabled": False}), {"tpm": False}),
         (GOOD.but(vm={"tpm-persisted": False}), {"persisted_tpm": False}),

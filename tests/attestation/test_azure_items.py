@@ -273,7 +273,8 @@ def test_bad_snp_sections_name_the_member(members: dict[str, object], where: str
 
 def test_every_member_of_the_azure_section() -> None:
     policy = azure_section(
-        console=True,
+        console="output",
+        ipmi=True,
         secure_boot=False,
         tpm=True,
         persisted_tpm=False,
@@ -287,7 +288,7 @@ def test_every_member_of_the_azure_section() -> None:
         provisional_firmware=True,
         max_crl_age_days=1,
     )
-    assert (policy.rules.console, policy.rules.secure_boot, policy.rules.user_data) == (True, False, bytes(64))
+    assert (policy.rules.console, policy.rules.secure_boot, policy.rules.user_data) == ("output", False, bytes(64))
     assert (policy.paravisor.minimum_guest_svn, policy.paravisor.provisional_firmware) == (7, True)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -224,6 +225,19 @@ def test_certificates_of_a_table_are_used() -> None:
     endorsements = verify.read_endorsements([auxblob])
     assert verify.verify(abi.parse_report(GOOD.report()), endorsements, now=fake.NOW, roots=GOOD.roots).authentic
     assert len(endorsements.certificates) == 3
+
+
+def test_host_certificates_of_azure_are_used() -> None:
+    host = {
+        "vcekCert": GOOD.leaf.pem.decode(),
+        "certificateChain": (GOOD.ask.pem + GOOD.ark.pem).decode(),
+        "tcbm": "04",
+    }
+    endorsements = verify.read_endorsements([json.dumps(host).encode()], [GOOD.crl])
+    assert verify.verify(abi.parse_report(GOOD.report()), endorsements, now=fake.NOW, roots=GOOD.roots).authentic
+    for broken in (b"{", b"{}", b'{"vcekCert": 1}', b"{" + bytes(abi.MAX_TABLE)):
+        with pytest.raises(BadInput):
+            verify.read_endorsements([broken])
 
 
 @pytest.mark.parametrize(

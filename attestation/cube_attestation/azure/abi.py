@@ -107,6 +107,8 @@ class RuntimeClaims:
     ak: RsaKey
     ek: RsaKey | None
     console_enabled: bool
+    interactive_console: bool | None
+    ipmi_enabled: bool | None
     secure_boot: bool
     tpm_enabled: bool
     tpm_persisted: bool | None
@@ -114,6 +116,13 @@ class RuntimeClaims:
     root_certificate: str
     vm_id: str
     user_data: bytes
+
+    @property
+    def console(self) -> str:
+        """``off``, ``output`` (only when the paravisor says that no input is taken) or ``interactive``."""
+        if not self.console_enabled:
+            return "off"
+        return "output" if self.interactive_console is False else "interactive"
 
 
 def parse_claims(data: bytes) -> RuntimeClaims:
@@ -144,6 +153,8 @@ def parse_claims(data: bytes) -> RuntimeClaims:
         ak=found[AK],
         ek=found.get(EK),
         console_enabled=vm.boolean("console-enabled"),
+        interactive_console=_flag(vm, "interactive-console-enabled"),
+        ipmi_enabled=_flag(vm, "ipmi-enabled"),
         secure_boot=vm.boolean("secure-boot"),
         tpm_enabled=vm.boolean("tpm-enabled"),
         tpm_persisted=_flag(vm, "tpm-persisted"),

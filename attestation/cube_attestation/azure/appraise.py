@@ -14,6 +14,7 @@ from cube_attestation.verdict import Comparison, ItemVerdict, Reason
 from . import abi
 from .verify import Verified
 
+CONSOLES = ("off", "output", "interactive")
 ASSUMPTIONS = ("azure.paravisor_trusted", "azure.hardware_report_at_boot")
 
 
@@ -21,12 +22,14 @@ ASSUMPTIONS = ("azure.paravisor_trusted", "azure.hardware_report_at_boot")
 class Rules:
     """What a policy accepts of the paravisor's claims.
 
-    The serial console gives whoever holds the subscription a terminal, so it must be named to be acceptable; Azure
-    reports it as enabled on most machines. ``vm_ids`` are lower-case, ``user_data`` 64 bytes, ``root_certificates``
-    thumbprints as in the claims; empty or None: no rule.
+    ``console`` is the most that is acceptable, of CONSOLES: the serial console gives whoever holds the subscription
+    a terminal, and Azure reports it as enabled on most machines. ``persisted_tpm``: whether a machine in stateful
+    mode is acceptable. ``vm_ids`` are lower-case, ``user_data`` 64 bytes, ``root_certificates`` thumbprints as in
+    the claims; empty or None: no rule.
     """
 
-    console: bool = False
+    console: str = "off"
+    ipmi: bool = False
     secure_boot: bool = True
     tpm: bool = True
     persisted_tpm: bool = True
@@ -65,14 +68,17 @@ def _claims(claims: abi.RuntimeClaims, rules: Rules) -> tuple[list[Reason], list
     def refuse(code: str, words: str) -> None:
         refused.append(Reason(code, words))
 
-    if claims.console_enabled and not rules.console:
-        refuse("azure.console.enabled", "the serial console is enabled")
+    if CONSOLES.index(claims.console) > CONSOLES.index(rules.console):
+        words = f"the serial console is enabled ({claims.console}), acceptable: {rules.console}"
+        refuse("azure.console.enabled", words)
+    if claims.ipmi_enabled and not rules.ipmi:
+        refuse("azure.ipmi.enabled", "an IPMI device is enabled")
     if rules.secure_boot and not claims.secure_boot:
         refuse("azure.secure_boot.disabled", "secure boot is disabled")
     if rules.tpm and not claims.tpm_enabled:
         refuse("azure.tpm.disabled", "the virtual TPM is disabled")
     if claims.tpm_persisted and not rules.persisted_tpm:
-        refuse("azure.tpm.persisted", "the virtual TPM's state is kept outside of the machine")
+        refuse("azure.tpm.persisted", "the machine is in stateful mode: the virtual TPM's state may outlive a boot")
     if claims.filtered_vpci_devices_allowed and not rules.filtered_vpci_devices:
         refuse("azure.vpci.allowed", "the host may offer filtered virtual PCI devices")
     if rules.vm_ids:
@@ -94,7 +100,8 @@ def facts(verified: Verified) -> dict[str, jcs.Json]:
     found: dict[str, jcs.Json] = {"version": report.version, "tee": report.tee, "hash": report.hash}
     if claims is not None:
         found |= {
-            "console_enabled": claims.console_enabled,
+            "console": claims.console,
+            "ipmi_enabled": claims.ipmi_enabled,
             "secure_boot": claims.secure_boot,
             "tpm_enabled": claims.tpm_enabled,
             "tpm_persisted": claims.tpm_persisted,

@@ -13,7 +13,7 @@ from cube_attestation.fields import Fields
 from cube_attestation.snp import appraise as snp
 from cube_attestation.snp.policy import max_age
 
-from .appraise import Rules, paravisor_rules
+from .appraise import CONSOLES, Rules, paravisor_rules
 from .verify import ALLOW_MISSING_AK_CERTIFICATE, ALLOW_MISSING_CRL
 
 _ID_KEY = re.compile(r"[0-9a-f]{96}")
@@ -35,9 +35,11 @@ class AzurePolicy:
 def read_policy(fields: Fields) -> AzurePolicy:
     """Read the section. ``minimum_guest_svn`` of the paravisor is required. Raises BadInput."""
     values: dict[str, object] = {}
-    for name in ("console", "secure_boot", "tpm", "persisted_tpm", "filtered_vpci_devices"):
+    for name in ("ipmi", "secure_boot", "tpm", "persisted_tpm", "filtered_vpci_devices"):
         if fields.has(name):
             values[name] = fields.boolean(name)
+    if fields.has("console"):
+        values["console"] = fields.choice("console", *CONSOLES)
     if fields.has("vm_ids"):
         values["vm_ids"] = fields.texts("vm_ids", 1024, pattern=_VM_ID)
     if fields.has("root_certificates"):

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 
+from cube_attestation import jcs
 from cube_attestation.anchors import amd
 from cube_attestation.errors import BadInput
+from cube_attestation.fields import Fields
 from cube_attestation.verdict import Reason
 from cube_attestation.x509 import certificate, crl, keys, path
 
@@ -55,24 +57,35 @@ class Verified:
 
 
 def read_endorsements(parts: Sequence[bytes], crls: Sequence[bytes] = ()) -> Endorsements:
-    """Certificates from PEM, DER and certificate tables (auxblob), lists from PEM and DER. Raises BadInput."""
+    """Certificates from PEM, DER, certificate tables (auxblob) and Azure's host certificates in JSON (THIM).
+
+    Lists are PEM or DER. Raises BadInput.
+    """
     found: list[bytes] = []
     lists = list(crls)
     for part in parts:
-        if not abi.is_table(part):
+        if part[:1] == b"{":
+            found += _thim(part)
+        elif abi.is_table(part):
+            table = abi.parse_table(part)
+            found += [content for kind, content in table if kind in ("ark", "ask", "vcek", "vlek") and content]
+            lists += [content for kind, content in table if kind == "crl"]
+        else:
             found.append(part)
-            continue
-        for kind, content in abi.parse_table(part):
-            if kind == "crl":
-                lists.append(content)
-            elif kind in ("ark", "ask", "vcek", "vlek") and content:
-                found.append(content)
     if len(lists) > 8:
         raise BadInput("more than 8 revocation lists", where="SNP endorsements")
     return Endorsements(
         certificate.load_all(found, where="SNP certificates"),
         tuple(crl.load(content, where=f"SNP CRL[{i}]") for i, content in enumerate(lists)),
     )
+
+
+def _thim(data: bytes) -> list[bytes]:
+    """VCEK and chain of Azure's trusted hardware identity management (``uvm_host_amd_certificate.json``)."""
+    if len(data) > abi.MAX_TABLE:
+        raise BadInput(f"larger than {abi.MAX_TABLE >> 10} KiB", where="host certificates")
+    fields = Fields(jcs.loads(data, where="host certificates"), "host certificates")
+    return [fields.text(name, limit=abi.MAX_TABLE).encode() for name in ("vcekCert", "certificateChain")]
 
 
 def verify(
