@@ -70,36 +70,46 @@ def loads(data: bytes | str, *, canonical: bool = False, where: str = "JSON") ->
             text,
             object_pairs_hook=lambda pairs: _object(pairs, where),
             parse_float=lambda text: _refuse_number(text, where),
-            parse_int=lambda text: _integer(text, where),
             parse_constant=lambda text: _refuse_number(text, where),
         )
-        again = dumps(value)  # also checks depth and surrogates
+        _check(value, where, 0)
+        again = dumps(value) if canonical else b""
     except UnicodeDecodeError as error:
         raise BadInput("not UTF-8", where=where) from error
     except json.JSONDecodeError as error:
         raise BadInput(f"not JSON: {error.msg} at offset {error.pos}", where=where) from error
+    except ValueError as error:  # thousands of digits
+        raise BadInput("integer beyond 2^53 - 1", where=where) from error
     except RecursionError as error:
         raise BadInput(f"nested deeper than {MAX_DEPTH} levels", where=where) from error
-    except BadInput as error:
-        raise BadInput(error.what, where=error.where.replace("$", where, 1), todo=error.todo) from error
     if canonical and again != text.encode():
         raise BadInput("not in canonical form (RFC 8785)", where=where)
     return value
 
 
 def _object(pairs: list[tuple[str, Json]], where: str) -> dict[str, Json]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BadInput(f"member {twice[:80]!r} occurs twice", where=where)
+    value: dict[str, Json] = {}
+    for name, member in pairs:
+        if name in value:
+            raise BadInput(f"member {name[:80]!r} occurs twice", where=where)
+        value[name] = member
     return value
 
 
-def _integer(text: str, where: str) -> int:
-    if len(text) > 17 or abs(int(text)) > MAX_INTEGER:
+def _check(value: Json, where: str, depth: int) -> None:
+    """Depth, integers and strings of a parsed value."""
+    if isinstance(value, str):
+        if not value.isascii():
+            _text(value, where)
+    elif isinstance(value, dict | list):
+        if depth == MAX_DEPTH:
+            raise BadInput(f"nested deeper than {MAX_DEPTH} levels", where=where)
+        for name in value if isinstance(value, dict) else ():
+            _text(name, where)
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check(inner, where, depth + 1)
+    elif isinstance(value, int) and not -MAX_INTEGER <= value <= MAX_INTEGER:
         raise BadInput("integer beyond 2^53 - 1", where=where)
-    return int(text)
 
 
 def _refuse_number(text: str, where: str) -> int:

@@ -14,7 +14,7 @@ from .verdict import TIERS
 # Without these PCRs a boot is not pinned: 4 the programs that the firmware started, 8 the launch document, 9 the
 # kernel's command line and initrd as loaded, 11 the unified kernel image and the boot's phases.
 NEEDED_PCRS = (4, 8, 9, 11)
-MAX_BYTES = 1 << 20
+MAX_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Policy:
 def load(data: bytes, *, where: str = "policy") -> Policy:
     """Read a TOML policy. Raises BadInput that names the member."""
     if len(data) > MAX_BYTES:
-        raise BadInput(f"larger than {MAX_BYTES >> 20} MiB", where=where)
+        raise BadInput(f"larger than {MAX_BYTES >> 10} KiB", where=where)
     try:
         value = tomllib.loads(data.decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:

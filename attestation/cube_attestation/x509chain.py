@@ -55,8 +55,6 @@ def load_der(data: bytes, *, where: str) -> x509.Certificate:
 
 def load_pem_chain(data: bytes, *, where: str) -> tuple[x509.Certificate, ...]:
     """PEM certificates one after the other; an empty file is an empty chain. Raises BadInput."""
-    import re
-
     from .fields import decode_base64
 
     if len(data) > MAX_CERTIFICATES * MAX_BYTES:
@@ -65,16 +63,18 @@ def load_pem_chain(data: bytes, *, where: str) -> tuple[x509.Certificate, ...]:
         text = data.decode("ascii")
     except UnicodeDecodeError as error:
         raise BadInput("not PEM", where=where) from error
-    block = re.compile(r"-----BEGIN CERTIFICATE-----\s+([A-Za-z0-9+/=\s]+?)-----END CERTIFICATE-----\s*")
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
     at = len(text) - len(text.lstrip())
     found: list[x509.Certificate] = []
     while at < len(text):
-        match = block.match(text, at)
-        if match is None or len(found) >= MAX_CERTIFICATES:
+        stop = text.find(end, at)
+        if stop < 0 or not text.startswith(begin, at) or len(found) >= MAX_CERTIFICATES:
             raise BadInput(f"not PEM certificates (at most {MAX_CERTIFICATES})", where=where)
-        der = decode_base64("".join(match.group(1).split()), where=where)
+        der = decode_base64("".join(text[at + len(begin) : stop].split()), where=where)
         found.append(load_der(der, where=f"{where}[{len(found)}]"))
-        at = match.end()
+        at = stop + len(end)
+        while at < len(text) and text[at].isspace():
+            at += 1
     return tuple(found)
 
 

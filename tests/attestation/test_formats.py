@@ -9,6 +9,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -16,11 +17,12 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cube_attestation import bundle as bundles
-from cube_attestation import control, domains, dsse, jcs, launch, manifest, policy, times
+from cube_attestation import control, domains, dsse, jcs, launch, manifest, policy, times, x509chain
 from cube_attestation.claims import Claims, DomainsClaim, ModelClaim
 from cube_attestation.cmw import Collection
 from cube_attestation.errors import AttestationError, BadInput, NotAuthentic
-from fakepki import NOW, World, ec_key, pem, spki
+from cube_attestation.tpm import eventlog
+from fakepki import NOW, Step, World, ec_key, pem, spki, tcg_log
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -85,6 +87,36 @@ def test_canonical_form_is_demanded_where_it_matters(text: str) -> None:
     jcs.loads(text)
     with pytest.raises(BadInput, match="canonical"):
         jcs.loads(text, canonical=True)
+
+
+HOSTILE: dict[str, tuple[Callable[[bytes], object], bytes]] = {
+    "small integers": (jcs.loads, b"[" + b"1," * (1 << 19) + b"1]"),
+    "one repeated name at the end": (
+        jcs.loads,
+        b"{" + b",".join(b'"%06d":1' % i for i in range(90_000)) + b',"000000":1}',
+    ),
+    "certificates that never end": (
+        lambda data: x509chain.load_pem_chain(data, where="chain"),
+        b"-----BEGIN CERTIFICATE-----" + b"\n" * (1 << 20),
+    ),
+    "a key that never ends": (
+        lambda data: dsse.spki_from_pem(data.decode()),
+        b"-----BEGIN PUBLIC KEY-----" + b"\n" * (1 << 20),
+    ),
+    "a policy of a megabyte": (policy.load, b"a=[" + b"1," * (1 << 19) + b"]"),
+    "one event with a megabyte of data": (
+        lambda data: [event.words() for event in eventlog.parse_tcg(data).events],
+        tcg_log([Step(4, "EV_IPL", "", b"x" * (1 << 20))]),
+    ),
+}
+
+
+@pytest.mark.parametrize(("read", "data"), HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_megabyte_made_to_be_slow_is_not(read: Callable[[bytes], object], data: bytes) -> None:
+    start = time.process_time()
+    with contextlib.suppress(BadInput):
+        read(data)
+    assert time.process_time() - start < 1.0  # usually below 0.1; quadratic readers took minutes
 
 
 def test_depth_just_inside_and_just_beyond() -> None:

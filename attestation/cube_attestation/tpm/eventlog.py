@@ -314,6 +314,7 @@ def _variable(data: bytes) -> str:
 
 
 def _printable(data: bytes) -> str:
+    data = data[:512]  # words are short, event data need not be
     wide = len(data) >= 2 and data[1] == 0
     text = data.decode("utf-16-le" if wide else "utf-8", "replace").rstrip("\0")
     return _clean(text) if text.isprintable() else ""
