@@ -55,12 +55,14 @@ async def _read_answer(reader: asyncio.StreamReader) -> str:
     while line := await reader.readline():
         seen += len(line)
         if seen > _MAX_ANSWER_BYTES:
-            break
+            return answer
         if line.startswith(b"data: {"):
             answer += delta(line[6:])
             if EXPECTED in answer:
-                break
-    return answer
+                return answer
+        elif line.startswith(b"data: [DONE]"):
+            return answer
+    raise NotYet("the answer broke off")
 
 
 def delta(event: bytes) -> str:

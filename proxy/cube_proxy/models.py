@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -17,8 +16,7 @@ from .disks import DiskError
 from .log import log
 
 CANARY_RETRY_SECONDS = 0.25
-CANARY_TIMEOUT_SECONDS = 120.0
-CANARY_PATIENCE_SECONDS = 300.0
+CANARY_TIMEOUT_SECONDS = 300.0
 
 Opener = Callable[[str, Model, Path], None]
 
@@ -84,23 +82,22 @@ class Models:
                 await self._try(name, socket)
 
     async def _try(self, name: str, socket: Path) -> None:
-        deadline = time.monotonic() + CANARY_PATIENCE_SECONDS
+        """Ask until there is an answer: a slow start is no failure, another answer than the expected one is."""
         why = ""
-        while time.monotonic() < deadline and self.states[name] == "opened":
+        while self.states[name] == "opened":
             try:
                 answer = await canary.ask(socket, name, CANARY_TIMEOUT_SECONDS)
             except canary.NotYet as error:
-                why = str(error)
+                if why != str(error):
+                    why = str(error)
+                    log(f"model {name} does not answer yet: {why}")
                 await asyncio.sleep(CANARY_RETRY_SECONDS)
                 continue
-            if canary.EXPECTED not in answer:
-                why = "the canary's answer was not the expected one"
-                break
-            if self.states[name] == "opened":  # a changed block may have been found meanwhile
+            if self.states[name] != "opened":
+                return  # a changed block was found meanwhile
+            if canary.EXPECTED in answer:
                 self.states[name] = "ready"
                 log(f"model {name} ready")
-            self.changed()
-            return
-        if self.states[name] == "opened":
-            self._fail(name, why)
+            else:
+                self._fail(name, "the canary's answer is not the expected one")
             self.changed()
