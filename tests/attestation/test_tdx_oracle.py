@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cube_attestation.errors import BadInput
-from cube_attestation.tdx.appraise import TdxPolicy, appraise
+from cube_attestation.tdx.appraise import appraise
 from cube_attestation.tdx.collateral import STATUSES, from_json
+from cube_attestation.tdx.policy import TdxPolicy
 from cube_attestation.tdx.verify import verify
 from fake_tdx import NOW, FakeTdx, Names
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from cube_attestation.errors import BadInput
 from cube_attestation.tdx import abi, ccel, endorsement
-from cube_attestation.tdx.appraise import TdxPolicy, appraise
+from cube_attestation.tdx.appraise import appraise
 from cube_attestation.tdx.collateral import (
     Collateral,
     crl_bytes,
@@ -25,6 +25,7 @@ from cube_attestation.tdx.collateral import (
     parse_tcb_info,
     published,
 )
+from cube_attestation.tdx.policy import TdxPolicy
 from cube_attestation.tdx.verify import verify
 from fake_tdx import NOW, FakeGoogle, FakeTdx, tlv
 from hypothesis import HealthCheck, given, settings

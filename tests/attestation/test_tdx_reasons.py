@@ -18,8 +18,9 @@ from cube_attestation.errors import BadInput
 from cube_attestation.fields import Fields
 from cube_attestation.tdx import appraise as appraisal
 from cube_attestation.tdx import ccel, endorsement, tcb
-from cube_attestation.tdx.appraise import TdxPolicy, appraise, read_policy
+from cube_attestation.tdx.appraise import appraise
 from cube_attestation.tdx.collateral import STATUSES, Collateral
+from cube_attestation.tdx.policy import ALLOW_MISSING, TdxPolicy, read_policy
 from cube_attestation.tdx.verify import verify
 from fake_tdx import BORN, NOW, FakeGoogle, FakeTdx, Names
 
@@ -129,6 +130,21 @@ def test_nothing_passes_by_absence(name: str) -> None:
     found = codes(world, collateral=given)
     assert f"collateral.{name.removesuffix('_chain')}.missing" in found
     assert ("tdx.tcb.unknown" in found) == (not name.endswith("crl"))
+
+
+@pytest.mark.parametrize("name", ALLOW_MISSING)
+def test_absence_allowed_by_name(name: str) -> None:
+    """The policy may do without a piece that is not there; one that is there and wrong stays wrong."""
+    world = FakeTdx()
+    absent: dict[str, Any] = {name.partition(".")[2]: None}
+    given = replace(world.collateral(), **absent)
+    policy = TdxPolicy(allow_missing=(name,))
+    found = verify(world.quote(), given, now=NOW, anchors=world.anchors, allow_missing=policy.allow_missing)
+    assert appraise(found, policy).acceptable
+    assert not verify(world.quote(), given, now=NOW, anchors=world.anchors).authentic
+    forged = FakeTdx(root_crl_signer="other", pck_crl_signer="other", document_signer="other")
+    found = verify(forged.quote(), forged.collateral(), now=NOW, anchors=world.anchors, allow_missing=ALLOW_MISSING)
+    assert len(found.forged) == 4
 
 
 def test_chain_beside_the_quote() -> None:
@@ -494,7 +510,7 @@ FULL: dict[str, Any] = {
     "attributes_allowed": "0x10000000", "xfam_required": "0x3", "xfam_allowed": "0x6dbe7",
     "min_tee_tcb_svn": "04" + "00" * 15, "tcb_statuses": ["UpToDate", "SWHardeningNeeded"], "advisories": [],
     "min_tcb_evaluation_number": 18, "max_collateral_age_s": 8640000, "fmspcs": ["00806f050000"],
-    "ppids": [bytes(range(16)).hex()], "refuse_platforms": [],
+    "ppids": [bytes(range(16)).hex()], "refuse_platforms": [], "roots": ["sha256:" + "0" * 64], "allow_missing": [],
     "events": [{"rtmr": 0, "type": "EV_IPL", "label": "x", "digests": ["00" * 48], "required": False}],
 }  # fmt: skip
 
@@ -512,7 +528,8 @@ def test_policy_file() -> None:
     [
         {"mrtd": []}, {"mrtd": ["22"]}, {"mrtd": "22" * 48}, {"tcb_statuses": ["Revoked"]}, {"tcb_statuses": []},
         {"tcb_statuses": ["Fine"]}, {"attributes_allowed": "0x10000001"}, {"attributes_required": "0x1"},
-        {"attributes_allowed": 5}, {"refuse_platforms": ["x"]}, {"unknown": 1}, {"events": [{}]},
+        {"attributes_allowed": 5}, {"refuse_platforms": ["x"]}, {"allow_missing": ["all"]}, {"roots": ["x"]},
+        {"unknown": 1}, {"events": [{}]},
         {"min_tee_tcb_svn": "04"}, {"max_collateral_age_s": -1},
         {"events": [{**FULL["events"][0], "unknown": 1}]}, {"events": [{**FULL["events"][0], "digests": []}]},
     ],
@@ -527,11 +544,16 @@ def test_policy_file_needs_firmware() -> None:
         read({k: v for k, v in FULL.items() if k != "mrtd"})
 
 
+def _tests() -> str:
+    return "".join(path.read_text() for path in Path(__file__).parent.glob("test_tdx_[ir]*.py"))
+
+
 def test_every_code_is_documented_and_fires() -> None:
     """Codes that the source can give, rows of the table, and codes that tests name are the same set."""
     root = Path(__file__).resolve().parents[2]
     sources = "".join(path.read_text() for path in (root / "attestation/cube_attestation/tdx").glob("*.py"))
     emitted = set(re.findall(r'"((?:tdx|collateral|gcp)(?:\.[a-z0-9_]+){1,2})"', sources))
+    emitted -= set(ALLOW_MISSING)  # names, not codes
     whys = ("invalid", "untrusted_root", "expired", "not_yet_valid")
     emitted |= {f"{chain}.{why}" for chain in ("tdx.chain", "collateral.chain", "tdx.endorsement") for why in whys}
     emitted |= {f"tdx.endorsement.{why}" for why in ("malformed", "signature_invalid")}
@@ -543,7 +565,7 @@ def test_every_code_is_documented_and_fires() -> None:
     rows = set(re.findall(r"^\| `([a-z0-9_.]+)` \|", table, re.MULTILINE))
     assert emitted - rows == set(), "codes without a row"
     assert {row for row in rows if row.startswith("tdx.")} - emitted == set(), "rows without code"
-    fired = set(re.findall(r'"((?:tdx|collateral|gcp)(?:\.[a-z0-9_]+){1,2})"', Path(__file__).read_text()))
+    fired = set(re.findall(r'"((?:tdx|collateral|gcp)(?:\.[a-z0-9_]+){1,2})"', _tests()))
     fired |= set(appraisal.STATUS_CODES.values())  # test_tcb_status
     fired |= {f"collateral.{i}.missing" for i in ("root_crl", "pck_crl", "tcb_info", "qe_identity")}  # …_by_absence
     assert emitted - fired == set(), "codes that no test makes fire"

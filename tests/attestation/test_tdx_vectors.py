@@ -15,8 +15,9 @@ import pytest
 from cube_attestation.anchors.intel import SGX_ROOT
 from cube_attestation.errors import BadInput
 from cube_attestation.tdx import abi, ccel
-from cube_attestation.tdx.appraise import TdxPolicy, appraise
+from cube_attestation.tdx.appraise import appraise
 from cube_attestation.tdx.collateral import Collateral, from_json, parse_qe_identity, parse_tcb_info
+from cube_attestation.tdx.policy import TdxPolicy
 from cube_attestation.tdx.verify import Verification, verify
 from cube_attestation.verdict import ItemVerdict
 from cube_attestation.x509 import certificate, crl

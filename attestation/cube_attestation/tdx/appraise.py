@@ -6,22 +6,17 @@ Field meanings: Intel TDX Module ABI (TD attributes, XFAM); TCB statuses: Intel 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from cube_attestation import jcs, times
-from cube_attestation.errors import BadInput
-from cube_attestation.fields import Fields
 from cube_attestation.tpm.eventlog import EventLog
 from cube_attestation.verdict import Comparison, ItemVerdict, Reason
 
 from . import abi, ccel, endorsement
-from .collateral import STATUSES
+from .policy import DEBUG, NEVER, PLATFORM_FLAGS, SEPT_VE_DISABLE, TdxPolicy
 from .tcb import NOT_SUPPORTED
 from .verify import Verification
 
-DEBUG, SEPT_VE_DISABLE = 1 << 0, 1 << 28
 ATTRIBUTES = {
     0: "DEBUG",
     27: "LASS",
@@ -32,12 +27,6 @@ ATTRIBUTES = {
     62: "TPA",
     63: "PERFMON",
 }
-XFAM_REQUIRED = 0x3  # x87 and SSE: the module refuses TDs without
-XFAM_ALLOWED = 0x6DBE7  # what TDX 1.0 and 1.5 can give: AVX, AVX-512, PT, PKRU, CET, ULI, LBR, AMX
-ZERO48 = bytes(48)
-
-# Statuses that a policy can never take
-NEVER = ("Revoked", NOT_SUPPORTED)
 STATUS_CODES = {
     "SWHardeningNeeded": "tdx.tcb.sw_hardening_needed",
     "ConfigurationNeeded": "tdx.tcb.configuration_needed",
@@ -49,41 +38,6 @@ STATUS_CODES = {
 }
 FIRMWARE_ASSUMPTION = "gcp.firmware_by_endorsement"
 MEASUREMENTS = ("mr_td", "mr_seam", "mr_config_id", "mr_owner", "mr_owner_config")
-PLATFORM_FLAGS = ("dynamic_platform", "cached_keys", "smt_enabled")
-
-
-@dataclass(frozen=True)
-class TdxPolicy:
-    """What a verifier accepts of a TD. The defaults hold for any TD and pin no identity: None means not compared.
-
-    Lists hold allowed values (measurements 48 bytes, SHA-384). ``rtmrs[i]`` None: RTMRi must then be explained by
-    the event log and ``events`` if ``explain_rtmrs``, else it is not compared. DEBUG is refused whatever is set.
-    """
-
-    mr_td: tuple[bytes, ...] | None = None
-    endorsement_roots: tuple[str, ...] = ()  # an MRTD that their endorsement names is allowed as well
-    min_firmware_svn: int = 0  # of endorsed firmware
-    mr_seam: tuple[bytes, ...] | None = None
-    mr_config_id: tuple[bytes, ...] | None = None
-    mr_owner: tuple[bytes, ...] | None = None
-    mr_owner_config: tuple[bytes, ...] | None = None
-    mr_service_td: tuple[bytes, ...] | None = (ZERO48,)
-    rtmrs: tuple[tuple[bytes, ...] | None, ...] = (None, None, None, None)
-    explain_rtmrs: bool = False
-    events: tuple[ccel.EventRule, ...] = ()
-    secure_boot: bool | None = None
-    attributes_required: int = SEPT_VE_DISABLE
-    attributes_allowed: int = SEPT_VE_DISABLE
-    xfam_required: int = XFAM_REQUIRED
-    xfam_allowed: int = XFAM_ALLOWED
-    min_tee_tcb_svn: bytes = bytes(16)
-    tcb_statuses: tuple[str, ...] = ("UpToDate",)
-    advisories: tuple[str, ...] = ()  # judged harmless; those of any accepted status must be among them
-    min_evaluation_number: int = 0
-    max_collateral_age_s: int | None = None
-    fmspcs: tuple[bytes, ...] | None = None
-    ppids: tuple[bytes, ...] | None = None
-    refuse_platforms: tuple[str, ...] = ()  # names among PLATFORM_FLAGS
 
 
 def appraise(
@@ -214,6 +168,8 @@ class _Judge:
 
     def tcb(self) -> None:
         tcb = self.found.tcb
+        if tcb is None and {"tdx.tcb_info", "tdx.qe_identity"} & set(self.policy.allow_missing):
+            return
         if tcb is None:
             self.refuse("tdx.tcb.unknown", "the TCB status can't be told without a platform and its collateral")
             return
@@ -327,108 +283,3 @@ def _report_facts(report: abi.TdReport) -> dict[str, jcs.Json]:
     if report.tee_tcb_svn2 is not None and report.mr_service_td is not None:
         facts |= {"tee_tcb_svn2": report.tee_tcb_svn2.hex(), "mr_service_td": report.mr_service_td.hex()}
     return facts
-
-
-# The policy file's [tdx] section
-
-_HEX48 = re.compile(r"[0-9a-f]{96}")
-_MASK = re.compile(r"0x[0-9a-f]{1,16}")
-_ADVISORY = re.compile(r"[A-Z0-9-]{1,40}")
-
-
-def read_policy(fields: Fields) -> TdxPolicy:
-    """Read the ``[tdx]`` section (docs/evidence/tdx.md). Raises BadInput that names the member.
-
-    A policy file must say which firmware it takes (``mrtd`` or ``endorsement_roots``), and every register that it
-    does not pin must be explained by the event log and ``[[tdx.events]]``. Fields that it leaves out must be zero.
-    """
-    roots = fields.digests("endorsement_roots") if fields.has("endorsement_roots") else ()
-    policy = TdxPolicy(
-        mr_td=_values(fields, "mrtd") if fields.has("mrtd") or not roots else (),
-        endorsement_roots=roots,
-        min_firmware_svn=_number(fields, "min_firmware_svn") or 0,
-        mr_seam=_values(fields, "mrseam") if fields.has("mrseam") else None,
-        mr_config_id=_values(fields, "mrconfigid") if fields.has("mrconfigid") else (ZERO48,),
-        mr_owner=_values(fields, "mrowner") if fields.has("mrowner") else (ZERO48,),
-        mr_owner_config=_values(fields, "mrownerconfig") if fields.has("mrownerconfig") else (ZERO48,),
-        mr_service_td=_values(fields, "mrservicetd") if fields.has("mrservicetd") else (ZERO48,),
-        rtmrs=tuple(_values(fields, f"rtmr{i}") if fields.has(f"rtmr{i}") else None for i in range(4)),
-        explain_rtmrs=True,
-        events=_events(fields) if fields.has("events") else (),
-        secure_boot=fields.boolean("secure_boot") if fields.has("secure_boot") else None,
-        attributes_required=_mask(fields, "attributes_required", SEPT_VE_DISABLE),
-        attributes_allowed=_mask(fields, "attributes_allowed", SEPT_VE_DISABLE),
-        xfam_required=_mask(fields, "xfam_required", XFAM_REQUIRED),
-        xfam_allowed=_mask(fields, "xfam_allowed", XFAM_ALLOWED),
-        min_tee_tcb_svn=fields.hexadecimal("min_tee_tcb_svn", 16, 16)
-        if fields.has("min_tee_tcb_svn")
-        else bytes(16),
-        tcb_statuses=_statuses(fields) if fields.has("tcb_statuses") else ("UpToDate",),
-        advisories=fields.texts("advisories", 256, pattern=_ADVISORY) if fields.has("advisories") else (),
-        min_evaluation_number=_number(fields, "min_tcb_evaluation_number") or 0,
-        max_collateral_age_s=_number(fields, "max_collateral_age_s"),
-        fmspcs=_hexes(fields, "fmspcs", 6) if fields.has("fmspcs") else None,
-        ppids=_hexes(fields, "ppids", 16) if fields.has("ppids") else None,
-        refuse_platforms=_flags(fields) if fields.has("refuse_platforms") else (),
-    )
-    fields.done()
-    if (policy.attributes_allowed | policy.attributes_required) & DEBUG:
-        raise BadInput("allows DEBUG", where=fields.path("attributes_allowed"), todo="a debug TD has no secrets")
-    return policy
-
-
-def _values(fields: Fields, name: str) -> tuple[bytes, ...]:
-    found = tuple(bytes.fromhex(text) for text in fields.texts(name, 256, pattern=_HEX48))
-    if not found:
-        raise BadInput("is empty, so nothing could ever be accepted", where=fields.path(name), todo="name a value")
-    return found
-
-
-def _hexes(fields: Fields, name: str, size: int) -> tuple[bytes, ...]:
-    pattern = re.compile(f"[0-9a-f]{{{2 * size}}}")
-    return tuple(bytes.fromhex(text) for text in fields.texts(name, 1024, pattern=pattern))
-
-
-def _mask(fields: Fields, name: str, default: int) -> int:
-    return int(fields.text(name, pattern=_MASK), 16) if fields.has(name) else default
-
-
-def _number(fields: Fields, name: str) -> int | None:
-    return fields.integer(name, 0, 2**31) if fields.has(name) else None
-
-
-def _statuses(fields: Fields) -> tuple[str, ...]:
-    found = fields.texts("tcb_statuses", len(STATUSES))
-    for status in found:
-        if status not in STATUSES or status in NEVER:
-            known = ", ".join(s for s in STATUSES if s not in NEVER)
-            raise BadInput(f"{status[:40]!r} is none of {known}", where=fields.path("tcb_statuses"))
-    if not found:
-        raise BadInput("is empty, so nothing could ever be accepted", where=fields.path("tcb_statuses"))
-    return found
-
-
-def _flags(fields: Fields) -> tuple[str, ...]:
-    found = fields.texts("refuse_platforms", len(PLATFORM_FLAGS))
-    for name in found:
-        if name not in PLATFORM_FLAGS:
-            words = f"{name[:40]!r} is none of {', '.join(PLATFORM_FLAGS)}"
-            raise BadInput(words, where=fields.path("refuse_platforms"))
-    return found
-
-
-def _events(fields: Fields) -> tuple[ccel.EventRule, ...]:
-    found: list[ccel.EventRule] = []
-    for i, entry in enumerate(fields.array("events", 512)):
-        rule = Fields(entry, f"{fields.path('events')}[{i}]")
-        found.append(
-            ccel.EventRule(
-                rtmr=rule.integer("rtmr", 0, 3),
-                type=rule.text("type", limit=64),
-                label=rule.text("label", limit=128),
-                digests=_values(rule, "digests"),
-                required=rule.boolean("required") if rule.has("required") else True,
-            )
-        )
-        rule.done()
-    return tuple(found)

@@ -46,7 +46,7 @@ class Verification:
     tcb: Tcb | None
     tcb_info: TcbInfo | None
     qe_identity: QeIdentity | None
-    oldest: datetime | None  # the earliest issue date among the four pieces of collateral
+    oldest: datetime | None  # the earliest issue date among the pieces of collateral that hold
     next_update: datetime | None  # the earliest end of them
 
     @property
@@ -60,14 +60,17 @@ def verify(
     *,
     now: datetime,
     anchors: Collection[str] = INTEL_ROOTS,
+    allow_missing: Collection[str] = (),
 ) -> Verification:
     """Verify ``quote`` against ``collateral`` at ``now`` (aware) under roots whose SPKI digests are ``anchors``.
 
-    Never passes by absence: each missing piece of collateral is a reason. Raises BadInput for malformed bytes.
+    Never passes by absence: each missing piece of collateral is a reason, unless ``allow_missing`` names it
+    (``tdx.root_crl``, ``tdx.pck_crl``, ``tdx.tcb_info``, ``tdx.qe_identity``). Raises BadInput for malformed bytes.
     """
     if now.tzinfo is None:
         raise BadInput("a time without a zone", where="now", todo="pass an aware datetime")
-    return _Check(abi.parse_quote(quote) if isinstance(quote, bytes) else quote, collateral, now, anchors).run()
+    read = abi.parse_quote(quote) if isinstance(quote, bytes) else quote
+    return _Check(read, collateral, now, anchors, allow_missing).run()
 
 
 @functools.lru_cache(maxsize=64)
@@ -88,8 +91,16 @@ def _pck_extension(value: bytes) -> abi.PckExtension:
 class _Check:
     """One verification: gathers reasons and goes on wherever the next check still says something."""
 
-    def __init__(self, quote: abi.Quote, collateral: Collateral, now: datetime, anchors: Collection[str]) -> None:
+    def __init__(
+        self,
+        quote: abi.Quote,
+        collateral: Collateral,
+        now: datetime,
+        anchors: Collection[str],
+        allow_missing: Collection[str],
+    ) -> None:
         self.quote, self.collateral, self.now, self.anchors = quote, collateral, now, anchors
+        self.allow_missing = allow_missing
         self.forged: list[Reason] = []
         self.windows: list[tuple[datetime, datetime]] = []
 
@@ -97,6 +108,10 @@ class _Check:
         reason = Reason(code, words)
         if reason not in self.forged:  # both documents usually have one signer
             self.forged.append(reason)
+
+    def missing(self, item: str, words: str) -> None:
+        if f"tdx.{item}" not in self.allow_missing:
+            self.fail(f"collateral.{item}.missing", words)
 
     def run(self) -> Verification:
         given = self.collateral
@@ -114,7 +129,6 @@ class _Check:
         identity = self.document(given.qe_identity, identity_signer, "qe_identity", "QE identity", _qe_identity)
         info = self.about_platform(info, pck) if info else None
         identity = self.about_enclave(identity) if identity else None
-        complete = len(self.windows) == 4
         return Verification(
             quote=self.quote,
             now=self.now,
@@ -123,8 +137,8 @@ class _Check:
             tcb=evaluate(info, identity, pck, self.quote) if info and identity and pck else None,
             tcb_info=info,
             qe_identity=identity,
-            oldest=min(issued for issued, _ in self.windows) if complete else None,
-            next_update=min(end for _, end in self.windows) if complete else None,
+            oldest=min((issued for issued, _ in self.windows), default=None),
+            next_update=min((end for _, end in self.windows), default=None),
         )
 
     # The quote, its quoting enclave and its platform
@@ -185,7 +199,7 @@ class _Check:
 
     def crl(self, der: bytes | None, issuer: Certificate | None, item: str, words: str) -> Crl | None:
         if not der:
-            self.fail(f"collateral.{item}.missing", f"the {words} is missing, so revocation can't be told")
+            self.missing(item, f"the {words} is missing, so revocation can't be told")
             return None
         if issuer is None:
             return None  # the broken chain is a reason already
@@ -234,7 +248,7 @@ class _Check:
         parse: Callable[[bytes], D],
     ) -> D | None:
         if signed is None:
-            self.fail(f"collateral.{item}.missing", f"the {words} is missing, so the TCB can't be told")
+            self.missing(item, f"the {words} is missing, so the TCB can't be told")
             return None
         if signer is None:
             return None
