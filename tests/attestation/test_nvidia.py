@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -20,7 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, ObjectIdentifier
 from cube_attestation.claims import Claims
 from cube_attestation.errors import BadInput
 from cube_attestation.fields import Fields
-from cube_attestation.nvidia import abi, rim
+from cube_attestation.nvidia import abi, chains, rim
 from cube_attestation.nvidia.appraise import Collateral, appraise, appraise_rim
 from cube_attestation.nvidia.rules import NvidiaRules
 from cube_attestation.verdict import ItemVerdict
@@ -34,6 +35,7 @@ from fake_nvidia import (
     FakeRim,
     collateral,
     driver_rim,
+    key,
     measurement,
     name,
     pem,
@@ -105,6 +107,10 @@ DEVICES: list[tuple[str, FakeDevice]] = [
     ("nvidia.report.signature_invalid", FakeDevice(signer="somebody else")),
     ("nvidia.report.nonce_mismatch", FakeDevice(nonce=bytes(32))),
     ("nvidia.report.fwid_mismatch", FakeDevice(fwid=bytes(48))),
+    (
+        "nvidia.report.kind_mismatch",
+        FakeDevice(opaque={abi.DRIVER_VERSION: None, abi.VBIOS_VERSION: b"96.00.AB.00.01"}),
+    ),
     ("nvidia.report.fwid_mismatch", leaf(extensions=[])),
     ("nvidia.report.fwid_missing", FakeDevice(opaque={abi.FWID: None})),
     ("nvidia.chain.untrusted_root", FakeDevice(changed={"root": {"role": "another root"}})),
@@ -236,6 +242,7 @@ def test_the_root_of_devices_signs_no_manifest() -> None:
 def test_empty_manifests_accept_nothing() -> None:
     rims = (replace(driver_rim(), values={}), replace(vbios_rim(), values={}))
     assert judge(rims=rims) == ["nvidia.rim.empty"]
+    assert judge(rims=(driver_rim(), rims[1])) == ["nvidia.rim.empty"]
 
 
 def test_expired_manifest_only_if_the_policy_says_so() -> None:
@@ -412,6 +419,9 @@ def test_protected_pcie_set() -> None:
 def test_sets() -> None:
     twice = ppcie()
     assert judge_set([*twice, twice[0]]) == ["nvidia.set.duplicate"]
+    anew = "gpu 0 leaf, made anew"
+    restarted = replace(twice[0], changed={"leaf": {"role": anew}}, signer=anew)
+    assert judge_set([*twice, restarted]) == ["nvidia.set.duplicate"]
     other = ppcie()
     other[1] = replace(other[1], nonce=bytes(32))
     assert judge_set(other) == ["nvidia.report.nonce_mismatch", "nvidia.set.nonces"]
@@ -557,6 +567,28 @@ def test_kept_results_are_never_used_outside_their_window() -> None:
     assert judge(device, given=given, policy=rules(device_roots=frozenset({"sha256:" + "0" * 64}))) == [
         "nvidia.chain.untrusted_root"
     ]
+
+
+def test_cached_costs_little_more_than_its_one_signature() -> None:
+    """Target on the reference machine: 0.75 ms where a plain P-384 verification takes 0.45 ms: 1.67 times."""
+    device = FakeDevice()
+    given = collateral(driver_rim(), vbios_rim(), devices=(device,))
+    evidence, report = [device.evidence()], abi.parse_report(device.report())
+    public = key("gpu leaf").public_key()
+    policy = rules()
+
+    def cost(work: Callable[[], object]) -> float:
+        spent = []
+        for _ in range(30):
+            start = time.process_time()
+            work()
+            spent.append(time.process_time() - start)
+        return min(spent)
+
+    plain = cost(lambda: chains.signed_by(public, report.signature, report.signed))
+    whole = cost(lambda: appraise(evidence, given, policy, NOW, nonce=NONCE))
+    print(f"plain {plain * 1e3:.2f} ms, whole {whole * 1e3:.2f} ms, ratio {whole / plain:.2f}")
+    assert whole / plain < 2
 
 
 def test_every_code_is_documented_and_fires() -> None:

@@ -282,6 +282,7 @@ def test_nras_set() -> None:
     del swapped[1]["GPU-1"]
     assert judge(json.dumps(swapped).encode()) == ["token.set.members"]
     assert judge(token_set(FakeToken("nras"))) == ["token.set.members"]
+    assert judge(abi.parse_set(data).overall.text.encode()) == ["token.set.members"]
     assert judge(token_set(FakeToken("nras", claims={"submods": "all"}), GPU_0=text)) == ["token.set.members"]
     strange = FakeToken("nras", device=True, claims={"eat_nonce": "other"}).text()
     assert judge(token_set(FakeToken("nras"), GPU_0=strange)) == ["token.nonce.mismatch", "token.set.nonces"]

@@ -8,6 +8,7 @@ authentic, because nothing vouches for its firmware then. What they say of the d
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -260,8 +261,8 @@ def _measurements(report: abi.Report, manifests: dict[str, list[rim.Rim]], findi
                     findings.refuse("nvidia.rim.conflict", f"both manifests give a value for index {index}")
                     return
                 values[index] = (kind, digests)
-        if not values:
-            findings.refuse("nvidia.rim.empty", "the manifests give no value at all")
+        if empty := [kind for kind, manifest in chosen if not manifest.values]:
+            findings.refuse("nvidia.rim.empty", f"the {empty[0]} manifest gives no value to compare with")
             return
         if report.opaque.get(abi.NVDEC0) == bytes([abi.DISABLED]) and not report.is_switch:
             values.pop(NVDEC0_INDEX, None)
@@ -301,9 +302,10 @@ def _set(devices: Sequence[verify.Device], rules: NvidiaRules) -> _Findings:
             findings.compared.append(Comparison(what, str(wanted), str(found)))
     if not devices:
         findings.refuse("nvidia.set.count", "no device at all")
-    identities = [device.leaf.serial for device in devices if device.leaf is not None]
-    for serial in sorted({serial for serial in identities if identities.count(serial) > 1}):
-        findings.refuse("nvidia.set.duplicate", f"device {serial} occurs more than once")
+    known = [device.leaf for device in devices if device.leaf is not None]
+    counted = Counter(leaf.identity for leaf in known)
+    for leaf in {leaf.identity: leaf for leaf in known if counted[leaf.identity] > 1}.values():
+        findings.refuse("nvidia.set.duplicate", f"device {leaf.pdi.hex() or leaf.serial} occurs more than once")
     if len({device.report.request_nonce for device in devices}) > 1:
         findings.refuse("nvidia.set.nonces", "the reports answer different requests")
     if len({(device.report.mode, device.report.driver_version) for device in gpus}) > 1:

@@ -33,7 +33,6 @@ MAX_ALTERNATIVES = 64
 MAX_CERTIFICATES = 8
 SWID = "{http://standards.iso.org/iso/19770/-2/2015/schema.xsd}"
 DS = "{http://www.w3.org/2000/09/xmldsig#}"
-XML = "{http://www.w3.org/XML/1998/namespace}"
 SHA384 = "{http://www.w3.org/2001/04/xmlenc#sha384}"
 C14N11 = "http://www.w3.org/2006/12/xml-c14n11"
 ECDSA_SHA384 = "http://www.w3.org/2001/04/xmldsig-more#ecdsa-sha384"
@@ -102,8 +101,8 @@ def verify(data: bytes, anchors: frozenset[str], now: datetime, *, allow_expired
 def _verify(data: bytes, anchors: frozenset[str], now: datetime) -> VerifiedRim:
     from lxml import etree
 
+    rim = parse(data)
     root = _document(data)
-    rim = _content(root)
     signature = _the_signature(root)
     info, digest_value, value, key_info = _shape(signature)
     signed = etree.tostring(info, method="c14n", exclusive=False, with_comments=False)
@@ -213,7 +212,7 @@ def _the_signature(root: etree._Element) -> etree._Element:
     found = list(root.iter(f"{DS}Signature"))
     if len(found) != 1 or found[0].getparent() is not root:
         raise _form(f"{len(found)} signatures instead of one that envelops the whole document")
-    if any(str(name).startswith(XML) for element in root.iter("*") for name in element.attrib):
+    if root.xpath("boolean(//@xml:*)"):
         raise _form("an xml: attribute")
     return found[0]
 

@@ -40,7 +40,8 @@ _CHIP = re.compile(r"([A-Z]{1,4}_?[0-9A-Z]{2,6}) ")
 class Leaf:
     """A verified device chain and what it says, valid between the two times.
 
-    ``pdi``: the device's identifier, from the serial number of the boot ROM's certificate; ``serial``: the leaf's.
+    ``pdi``: the device's identifier, from the serial number of the boot ROM's certificate; ``serial``: the leaf's;
+    ``identity``: digest of the boot ROM's key, which stays when firmware starts anew and the leaf changes.
     """
 
     path: chains.Path
@@ -48,7 +49,12 @@ class Leaf:
     chip: str
     serial: str
     pdi: bytes
+    identity: str
     fwids: frozenset[bytes]
+
+    @property
+    def is_switch(self) -> bool:
+        return self.chip.startswith("LS")
 
     @property
     def not_before(self) -> datetime:
@@ -97,6 +103,9 @@ def verify(
     except NotAuthentic as error:
         reasons.append(Reason(CHAIN_CODES[error.why], error.what))
     else:
+        if leaf.is_switch != report.is_switch:
+            words = f"the report has the form of a {_kind(report.is_switch)}'s, the certificate is a {leaf.chip}'s"
+            reasons.append(Reason("nvidia.report.kind_mismatch", words))
         reasons += _fwid(report, leaf, fwid_required)
         if not chains.signed_by(leaf.key, report.signature, report.signed):
             reasons.append(Reason("nvidia.report.signature_invalid", "the device's key did not sign this report"))
@@ -104,6 +113,10 @@ def verify(
         words = f"the report answers nonce {report.request_nonce.hex()}, expected {nonce.hex()}"
         reasons.append(Reason("nvidia.report.nonce_mismatch", words))
     return Device(report, leaf, tuple(reasons))
+
+
+def _kind(is_switch: bool) -> str:
+    return "switch" if is_switch else "GPU"
 
 
 def load_chain(data: bytes) -> tuple[x509.Certificate, ...]:
@@ -128,7 +141,9 @@ def _leaf(data: bytes, anchors: frozenset[str], now: datetime) -> Leaf:
     fwids = frozenset(fwid for value in values for fwid in firmware_identities(value))
     text = _serial(boot_rom)
     pdi = bytes.fromhex(text)[1:] if re.fullmatch(r"[0-9A-F]{18}", text) else b""
-    return Leaf(path, chains.p384_key(leaf), found.group(1).replace("_", ""), serial[:64], pdi, fwids)
+    return Leaf(
+        path, chains.p384_key(leaf), found.group(1).replace("_", ""), serial[:64], pdi, boot_rom.spki_digest, fwids
+    )
 
 
 def _serial(certificate: x509.Certificate) -> str:
@@ -166,7 +181,7 @@ def _fwid(report: abi.Report, leaf: Leaf, required: bool) -> list[Reason]:
     claimed = report.opaque.get(abi.FWID)
     if claimed is None:
         # NVSwitches and drivers before 550 do not report it: their chain alone ties key and firmware
-        if required and not report.is_switch:
+        if required and not leaf.is_switch:
             words = "the report does not name its firmware identity; drivers before 550 do not"
             return [Reason("nvidia.report.fwid_missing", words)]
         return []
