@@ -74,12 +74,12 @@ def _domains(environment: str, name: str, record: dict[str, Any], passed: dict[s
     if gate is None:
         return Outcome("domain-sets", name, False, "its machine is not admitted")
     inputs = inputs | {part: gate[part] for part in ("attestedKey", "boot", "policy")}
-    before = record["outputs"].get("generation")
+    before = (record["inputs"]["boot"], record["outputs"].get("generation"))
     try:
         state = domain_set.install(name, with_revocations(environment, inputs))
     except Failed as error:
         return Outcome("domain-sets", name, False, error.message)
-    same = state.outputs["generation"] == before
+    same = (gate["boot"], state.outputs["generation"]) == before
     return Outcome("domain-sets", name, True, _counted(state, "in force" if same else "restored"))
 
 

@@ -51,6 +51,7 @@ def _probe(accelerator: Accelerator, qemu: str) -> Probe:
         serial = folder / "serial"
         command = [qemu, "-accel", accelerator, "-machine", "q35", "-m", "16", "-nodefaults", "-no-user-config"]
         command += ["-display", "none", "-bios", str(folder / "bios"), "-serial", f"file:{serial}", "-no-reboot"]
+        command += ["-cpu", "max" if accelerator == "tcg" else "host"]
         command += ["-device", "isa-debug-exit,iobase=0xf4,iosize=0x01"]
         try:
             done = subprocess.run(

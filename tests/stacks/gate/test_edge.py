@@ -18,6 +18,8 @@ from cube_stacks.launch import SignedLaunch
 from cube_stacks.local.ports import free_ports
 from cube_stacks.local.process import ProcessFailure
 
+pytestmark = pytest.mark.slow
+
 DOMAIN = "00000000-0000-4000-8000-000000000001"
 
 

@@ -18,6 +18,8 @@ from cube_stacks.ca import tpm_manufacturer
 from cube_stacks.gate import BootFailed, Down, Overdue, Refused, Trust, Waiting
 from cube_stacks.launch import SignedLaunch, sign
 
+pytestmark = pytest.mark.slow
+
 LEASE = timedelta(minutes=15)
 
 

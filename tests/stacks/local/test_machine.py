@@ -17,6 +17,8 @@ from cube_stacks.local.machine import Boot, LocalMachine
 from cube_stacks.local.process import ProcessFailure
 from cube_stacks.state import state_folder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def boot(tmp_path: Path) -> Boot:
