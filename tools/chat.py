@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-WAIT_S: Final = 60  # for the route to open after the machine was admitted
+WAIT_S: Final = 300  # for the route to open after the machine was admitted
 ANSWER_S: Final = 300  # emulated processors are slow
 SAY_S: Final = 2
+RETRY_S: Final = 0.3
+FIRST: Final = "waiting for the first token"
 MAX_TOKENS: Final = 48
 
 
@@ -22,8 +24,8 @@ class NoAnswer(Exception):
 
 def ask(base: str, ca: str, token: str, model: str, question: str, say: Callable[[str], None]) -> Iterator[str]:
     """The answer in parts, as the model writes them. `base` ends in /v1, `ca` is PEM. Raises NoAnswer."""
-    with _Waiting("waiting for the first token", say) as waiting:
-        response = _open(base, ca, token, model, question)
+    with _Waiting(FIRST, say) as waiting:
+        response = _open(base, ca, token, model, question, waiting)
         try:
             for line in response:
                 text = line.decode(errors="replace").strip()
@@ -37,7 +39,9 @@ def ask(base: str, ca: str, token: str, model: str, question: str, say: Callable
             raise NoAnswer(f"{base}: the answer broke off: {error}") from error
 
 
-def _open(base: str, ca: str, token: str, model: str, question: str) -> http.client.HTTPResponse:
+def _open(
+    base: str, ca: str, token: str, model: str, question: str, waiting: "_Waiting"
+) -> http.client.HTTPResponse:
     where = urlsplit(base)
     trust = ssl.create_default_context(cadata=ca)
     body = {
@@ -57,14 +61,17 @@ def _open(base: str, ca: str, token: str, model: str, question: str) -> http.cli
         except (OSError, http.client.HTTPException) as error:
             if time.monotonic() > end or isinstance(error, ssl.SSLCertVerificationError):
                 raise NoAnswer(f"{base} can't be reached: {error}; see `cube status`") from error
+            waiting.what = "waiting for the route to open: no machine is ready yet"
         else:
             if response.status == http.HTTPStatus.OK:
+                waiting.what = FIRST
                 return response
             text = response.read(4096).decode(errors="replace")
             connection.close()
             if response.status != http.HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > end:
                 raise NoAnswer(f"{base} answered {response.status}: {text}; see `cube status`")
-        time.sleep(0.3)
+            waiting.what = "waiting for the model to be ready"
+        time.sleep(RETRY_S)
 
 
 def _content(event: str) -> str:
@@ -79,7 +86,7 @@ class _Waiting:
     """Says every 2 s that we wait, until `over`."""
 
     def __init__(self, what: str, say: Callable[[str], None]) -> None:
-        self._what, self._say = what, say
+        self.what, self._say = what, say
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -97,4 +104,4 @@ class _Waiting:
     def _run(self) -> None:
         began = time.monotonic()
         while not self._over.wait(SAY_S):
-            self._say(f"{self._what} ({time.monotonic() - began:.0f} s)")
+            self._say(f"{self.what} ({time.monotonic() - began:.0f} s)")
