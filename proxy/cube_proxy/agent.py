@@ -75,7 +75,8 @@ class Agent:
         self._boot = _boot(self._launch, self._tls.spki)
         self._state = State()
         self._created = int(Clock.read().wall)
-        self._write(self._state)
+        self._shown: envoy.View | None = None
+        self._refresh()
         self._write_certificate(self._tls.self_signed(self._launch.hostnames, datetime.now(UTC)))
         self._models = Models(self._launch.models, settings.models_run, settings.open_volume)
         self._models.changed = self._refresh
@@ -157,7 +158,8 @@ class Agent:
             return TICK_SECONDS
         return min(TICK_SECONDS, lease.seconds_left(clock, self._state.floor) + 0.001)
 
-    def _view(self, state: State) -> envoy.View:
+    def _view(self) -> envoy.View:
+        state = self._state
         serving = control.serves(state, Clock.read())
         return envoy.View(
             environment=self._launch.environment,
@@ -167,17 +169,17 @@ class Agent:
             created=self._created,
         )
 
-    def _write(self, state: State) -> None:
-        view = self._view(state)
+    def _refresh(self) -> None:
+        """Bring Envoy's routes in line with the state at this moment."""
+        view = self._view()
+        if view == self._shown:
+            return
         self._files.write(ROUTES_FILE, envoy.routes(view))
         self._files.write(TOKEN_FILE, envoy.token_check(view))
+        self._shown = view
 
     def _write_certificate(self, chain: str) -> None:
         self._files.write(SECRET_FILE, envoy.secret(self._tls.private_pem(), chain))
-
-    def _refresh(self) -> None:
-        """Bring Envoy's routes in line with the state at this moment."""
-        self._write(self._state)
 
     async def handle(self, request: Request) -> Response:
         """One request of the management port."""
