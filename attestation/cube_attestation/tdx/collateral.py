@@ -296,12 +296,12 @@ def _isv_svn(tcb: Fields) -> tuple[bytes, bytes, int]:
 
 def _components(tcb: Fields, name: str) -> bytes:
     entries = tcb.array(name, 16)
-    svns = [entry["svn"] for entry in entries if isinstance(entry, dict) and type(entry.get("svn")) is int]
     try:
-        found = bytes(svns)
-    except ValueError:
+        svns = [entry["svn"] for entry in entries]  # type: ignore[index]  # whatever it is, see below
+        found = bytes(svns) if {*map(type, svns)} == {int} else b""
+    except (TypeError, KeyError, ValueError):
         found = b""
-    if len(found) != 16 or len(entries) != 16:
+    if len(found) != 16:
         raise BadInput("expected 16 components with an svn of 0 to 255", where=tcb.path(name))
     return found
 
