@@ -296,9 +296,12 @@ def _words(event: Event) -> str:
         return "EFI program (Authenticode digest)"
     if event.type.startswith("EV_EFI_PLATFORM_FIRMWARE_BLOB"):
         return "firmware volume"
-    text = _printable(event.data)
+    # TCG_PCClientTaggedEvent (10.4.2.2): identifier, size, data; the kernel's EFI stub writes words there
+    text = _printable(event.data[8:] if event.type == "EV_EVENT_TAG" else event.data)
     if event.type == "EV_IPL" and event.pcr in (11, 12, 13) and _SECTION.fullmatch(text):
-        return f"UKI section {text}"
+        # systemd-stub measures each section's name (as ASCII), then its content; the data is the name both times
+        named = event.digests.get("sha256") == hashlib.sha256(f"{text}\0".encode()).digest()
+        return f"name of UKI section {text}" if named else f"UKI section {text}"
     return text or event.type
 
 

@@ -58,8 +58,13 @@ def test_both_logs_of_a_boot_replay() -> None:
     assert systemd.events[0].words() == "systemd phase sysinit"
     assert systemd.events[0].type == "systemd.phase"
     words = [event.words() for event in tcg.events]
-    assert "UKI section .cmdline" in words
+    assert words[words.index("UKI section .cmdline") - 1] == "name of UKI section .cmdline"
     assert "Calling EFI Application from Boot Option" in words
+
+
+def test_tagged_events_of_the_kernel_have_words() -> None:
+    data = struct.pack("<II", 0x8F3B22EC, 13) + b"Linux initrd\0"
+    assert eventlog.Event(9, "EV_EVENT_TAG", {}, data).words() == "Linux initrd"
 
 
 def test_start_up_locality_seeds_pcr_0() -> None:
