@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import fake_azure
 import fake_snp
+import fake_tdx
 import fake_x509 as fake
 import fakepki
 import pytest
@@ -29,6 +30,8 @@ from cube_attestation.snp.items import appraise_snp
 from cube_attestation.snp.policy import SnpPolicy
 from cube_attestation.snp.policy import read_policy as read_snp
 from cube_attestation.subject import Outcome, Subject
+from cube_attestation.tdx.collateral import Signed
+from cube_attestation.tdx.policy import TdxPolicy
 from cube_attestation.tpm import abi as tpm
 
 AZURE = fake_azure.FakeAzure()
@@ -98,7 +101,7 @@ def codes(outcome: Outcome) -> set[str]:
 
 
 def judge(given: Subject, policy: AzurePolicy = AZURE_POLICY) -> Outcome:
-    return appraise_azure(given, policy, SNP_POLICY)
+    return appraise_azure(given, policy, snp=SNP_POLICY, tdx=TdxPolicy())
 
 
 def test_a_whole_machine_passes() -> None:
@@ -158,16 +161,50 @@ def test_rules_of_every_part_are_applied() -> None:
     console = judge(subject(azure_items(AZURE.but(vm={"console-enabled": True}))))
     assert codes(console) == {"azure.console.enabled"}
     assert console.tier == "hardware-paravisor"
-    foreign = judge(subject(azure_items()), AzurePolicy(roots=AZURE_POLICY.roots))
-    assert codes(foreign) == {"snp.id_key.not_allowed"}
+    section = replace(azure_section(), roots=AZURE_POLICY.roots)
+    assert codes(judge(subject(azure_items()), section)) == {"snp.id_key.not_allowed"}
+    nothing = AzurePolicy(roots=AZURE_POLICY.roots)
+    assert codes(judge(subject(azure_items()), nothing)) == {"snp.identity.not_demanded"}
 
 
-def test_a_td_needs_its_quote() -> None:
+def td_items(azure: fake_azure.FakeAzure, report_data: bytes) -> dict[str, bytes]:
+    """The machine as a TD, its quote over ``report_data`` and Intel's collateral."""
+    td = fake_tdx.FakeTdx(td={"report_data": report_data})
+    given = td.collateral()
+    assert given.tcb_info is not None
+    assert given.qe_identity is not None
+    return {
+        **{label: value for label, value in azure_items(azure).items() if not label.startswith("snp-")},
+        "tdx-quote": td.quote(),
+        "tdx-tcb-info": signed_body("tcbInfo", given.tcb_info),
+        "tdx-tcb-info-chain": given.tcb_info_chain,
+        "tdx-qe-identity": signed_body("enclaveIdentity", given.qe_identity),
+        "tdx-qe-identity-chain": given.qe_identity_chain,
+        "tdx-root-crl": given.root_crl or b"",
+        "tdx-pck-crl": given.pck_crl or b"",
+    }
+
+
+def signed_body(member: str, signed: Signed) -> bytes:
+    return b'{"%b":%b,"signature":"%b"}' % (member.encode(), signed.content, signed.signature.hex().encode())
+
+
+def test_a_td_rests_on_its_quote() -> None:
     azure = AZURE.but(tee="tdx")
-    items = {k: v for k, v in azure_items(azure).items() if not k.startswith("snp-")}
-    assert "azure.hcl.unbound_claims" in codes(judge(subject(items)))
-    bound = appraise_azure(subject(items), AZURE_POLICY, SNP_POLICY, td_report_data=azure.report_data())
-    assert (codes(bound), bound.tier) == (set(), "hardware-paravisor")
+    tdx = TdxPolicy(roots=fake_tdx.FakeTdx().anchors)
+    good = appraise_azure(subject(td_items(azure, azure.report_data())), AZURE_POLICY, snp=SNP_POLICY, tdx=tdx)
+    assert (codes(good), good.tier) == (set(), "hardware-paravisor")
+    assert [item.item for item in good.items][:2] == ["tdx-quote", "azure-hcl"]
+    other = appraise_azure(subject(td_items(azure, bytes(64))), AZURE_POLICY, snp=SNP_POLICY, tdx=tdx)
+    assert "azure.hcl.td_report_mismatch" in codes(other)
+    foreign = appraise_azure(
+        subject(td_items(azure, azure.report_data())), AZURE_POLICY, snp=SNP_POLICY, tdx=TdxPolicy()
+    )
+    assert {"tdx.chain.untrusted_root", "azure.hcl.unbound_claims"} <= codes(foreign)
+    missing = subject(td_items(azure, azure.report_data()), drop=("tdx-quote",))
+    absent = appraise_azure(missing, AZURE_POLICY, snp=SNP_POLICY, tdx=tdx)
+    assert {"tdx.quote.missing", "azure.hcl.unbound_claims"} <= codes(absent)
+    assert (other.tier, foreign.tier, absent.tier) == ("", "", "")
 
 
 def snp_items(snp: fake_snp.FakeSnp = SNP) -> dict[str, bytes]:

@@ -10,6 +10,10 @@ from cube_attestation.snp.items import LABELS as SNP_LABELS
 from cube_attestation.snp.items import appraise_report
 from cube_attestation.snp.policy import SnpPolicy
 from cube_attestation.subject import Outcome, Subject, attempt
+from cube_attestation.tdx.abi import TdReport
+from cube_attestation.tdx.items import LABELS as TDX_LABELS
+from cube_attestation.tdx.items import appraise_quote
+from cube_attestation.tdx.policy import TdxPolicy
 from cube_attestation.tpm import abi as tpm_abi
 from cube_attestation.tpm import appraise as tpm_appraise
 from cube_attestation.tpm import items as tpm_items
@@ -25,28 +29,22 @@ LABELS = {
     "azure-hcl": "application/vnd.cube.azure-hcl",
     "azure-ak-chain": "application/pem-certificate-chain",
     "azure-crls": "application/vnd.cube.crls",
-    "snp-certificates": SNP_LABELS["snp-certificates"],
-    "snp-crl": SNP_LABELS["snp-crl"],
+    **{label: media for label, media in SNP_LABELS.items() if label != "snp-report"},
+    **TDX_LABELS,
 }
 
 
-def appraise_azure(
-    subject: Subject, policy: AzurePolicy, snp: SnpPolicy, *, td_report_data: bytes | None = None
-) -> Outcome:
+def appraise_azure(subject: Subject, policy: AzurePolicy, *, snp: SnpPolicy, tdx: TdxPolicy) -> Outcome:
     """Verify and appraise everything from the hardware report to the vTPM quote. Reaches ``hardware-paravisor``.
 
-    ``td_report_data`` is that of the bundle's TD quote if the TDX kind found it authentic.
+    Of ``snp`` only roots and collateral count: the rules for its report are the paravisor's.
     """
     data = subject.evidence.get("azure-hcl")
     hcl, problem = attempt(lambda: abi.parse_hcl(data or b""))
     if hcl is None:
         return Outcome((ItemVerdict("azure-hcl", (Reason("azure.hcl.malformed", problem),)),), "", ())
-    items: list[ItemVerdict] = []
-    report_data = td_report_data
-    if hcl.tee == "snp":
-        item, report = appraise_report(subject, hcl.hardware, snp, policy.paravisor, item="snp-report")
-        report_data = report.report.report_data if report is not None and item.authentic else None
-        items.append(item)
+    hardware_item, report_data = _hardware(subject, policy, hcl, snp, tdx)
+    items = [hardware_item]
     evidence, verified = _verify(subject, policy, hcl, report_data)
     hcl_item, quote_item, ak_item = appraise(verified, policy.rules)
     log_item, events = tpm_items._logs(subject, verified.evidence)
@@ -59,6 +57,18 @@ def appraise_azure(
     items += [replace(hcl_item, item="azure-hcl"), quote_item, replace(ak_item, item="azure-ak-chain"), log_item]
     anchored = evidence and all(item.authentic for item in items if item is not log_item)
     return Outcome(tuple(items), "hardware-paravisor" if anchored else "", ASSUMPTIONS if anchored else ())
+
+
+def _hardware(
+    subject: Subject, policy: AzurePolicy, hcl: abi.HclReport, snp: SnpPolicy, tdx: TdxPolicy
+) -> tuple[ItemVerdict, bytes | None]:
+    """The item of the hardware's own evidence, and its report data if that is authentic."""
+    if hcl.tee == "snp":
+        item, report = appraise_report(subject, hcl.hardware, snp, policy.paravisor, item="snp-report")
+        return item, report.report.report_data if report is not None and item.authentic else None
+    item, quote = appraise_quote(subject, tdx)
+    body = quote.quote.body if quote is not None and item.authentic else None
+    return item, body.report_data if isinstance(body, TdReport) else None
 
 
 def _verify(

@@ -23,10 +23,10 @@ _THUMBPRINT = re.compile(r"[A-Za-z0-9_-]{0,128}")
 
 @dataclass(frozen=True)
 class AzurePolicy:
-    """Rules for claims and paravisor, and the roots (SPKI digests) of AK certificates."""
+    """Rules for claims and paravisor, roots (SPKI digests) of AK certificates. By default no paravisor passes."""
 
     rules: Rules = field(default_factory=Rules)
-    paravisor: snp.Rules = field(default_factory=lambda: paravisor_rules(0))
+    paravisor: snp.Rules = field(default_factory=snp.Rules)
     roots: tuple[str, ...] = microsoft.VTPM_ROOTS
     allow_missing: tuple[str, ...] = ()
     max_crl_age: timedelta | None = None
