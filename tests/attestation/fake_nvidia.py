@@ -23,7 +23,7 @@ from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 from cube_attestation.nvidia.abi import Evidence
 from cube_attestation.nvidia.appraise import Collateral
-from cube_attestation.nvidia.rules import NvidiaRules
+from cube_attestation.nvidia.policy import NvidiaPolicy
 from lxml import etree  # type: ignore[import-untyped]  # lxml ships no types
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
@@ -365,13 +365,13 @@ def switch_rim() -> FakeRim:
     return FakeRim(version=SWITCH_BIOS, product="LS_10", values={i: (measurement(i),) for i in range(8)})
 
 
-def rules(**given: object) -> NvidiaRules:
+def rules(**given: object) -> NvidiaPolicy:
     """The fake roots and otherwise the defaults."""
     roots = {
         "device_roots": frozenset({spki_digest("nvidia root")}),
         "rim_roots": frozenset({spki_digest("rim root")}),
     }
-    return NvidiaRules(**(roots | given))  # type: ignore[arg-type]
+    return NvidiaPolicy(**(roots | given))  # type: ignore[arg-type]
 
 
 def collateral(*rims: FakeRim, devices: tuple[FakeDevice, ...] = (), **given: object) -> Collateral:

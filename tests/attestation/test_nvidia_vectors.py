@@ -17,12 +17,13 @@ from cube_attestation.anchors import nvidia as anchors
 from cube_attestation.errors import NotAuthentic
 from cube_attestation.nvidia import abi, chains, rim, verify
 from cube_attestation.nvidia.appraise import Collateral, appraise, appraise_rim
-from cube_attestation.nvidia.rules import NvidiaRules
+from cube_attestation.nvidia.policy import NvidiaPolicy
 from cube_attestation.tokens import abi as tokens
 from cube_attestation.x509 import certificate as certificates
 
-ANY = frozenset({"ocsp.device", "ocsp.rim", "rim.driver", "rim.vbios", "fwid"})
-NO_OCSP = frozenset({"ocsp.device", "ocsp.rim"})
+ANY = frozenset({"nvidia.device_ocsp", "nvidia.rim_ocsp", "nvidia.driver_rim", "nvidia.vbios_rim", "nvidia.fwid"})
+WITH_FWID = ANY - {"nvidia.fwid"}
+NO_OCSP = frozenset({"nvidia.device_ocsp", "nvidia.rim_ocsp"})
 DEVICE_ROOTS, RIM_ROOTS = frozenset(anchors.DEVICE_ROOTS), frozenset(anchors.RIM_ROOTS)
 SDK, TRUST, GO = (
     "nvidia/NVIDIA_attestation-sdk/unit",
@@ -61,7 +62,7 @@ def report(
     def check(vectors: Path) -> None:
         data = (vectors / name).read_bytes()
         evidence = abi.Evidence(abi.decode_report(data), (vectors / chain).read_bytes())
-        policy = NvidiaRules(allow_missing=allow, modes=("spt", "ppcie"))
+        policy = NvidiaPolicy(allow_missing=allow, modes=("spt", "ppcie"))
         given = Collateral(tuple((vectors / file).read_bytes() for file in rims))
         gpu = appraise([evidence], given, policy, now)[0]
         assert sorted({reason.code for reason in gpu.reasons}) == expected
@@ -79,7 +80,7 @@ def container(*names: str, set_codes: list[str], gpus: int, switches: int = 0) -
     def check(vectors: Path) -> None:
         devices = [device for name in names for device in abi.decode_evidence((vectors / name).read_bytes())]
         nonce = abi.parse_report(devices[0].report).request_nonce
-        policy = NvidiaRules(allow_missing=ANY - {"fwid"}, modes=("ppcie",), devices=gpus, switches=switches)
+        policy = NvidiaPolicy(allow_missing=WITH_FWID, modes=("ppcie",), devices=gpus, switches=switches)
         *items, whole = appraise(devices, Collateral(), policy, at("2026-06-01"), nonce=nonce)
         assert len(items) == gpus + switches
         assert [reason.code for item in items for reason in item.reasons] == []
@@ -111,7 +112,7 @@ def manifest(name: str, start: str, end: str, active: int) -> Check:
         found = rim.verify(data, RIM_ROOTS, at(start) + timedelta(days=1))
         assert (f"{found.not_before:%Y-%m-%d}", f"{found.not_after:%Y-%m-%d}") == (start, end)
         assert len(found.rim.values) == active
-        policy = NvidiaRules(allow_missing=NO_OCSP)
+        policy = NvidiaPolicy(allow_missing=NO_OCSP)
         for now, expected in (
             (found.not_before - timedelta(seconds=1), ["collateral.not_yet_valid"]),
             (found.not_before, []),
@@ -130,7 +131,7 @@ def manifest(name: str, start: str, end: str, active: int) -> Check:
 def bad_manifest(name: str, expected: str, now: str) -> Check:
     def check(vectors: Path) -> None:
         data = (vectors / name).read_bytes()
-        verdict = appraise_rim(data, Collateral(), NvidiaRules(allow_missing=NO_OCSP), at(now))
+        verdict = appraise_rim(data, Collateral(), NvidiaPolicy(allow_missing=NO_OCSP), at(now))
         assert [reason.code for reason in verdict.reasons] == [expected]
 
     return check
@@ -207,7 +208,7 @@ CASES: dict[str, list[Check]] = {
     GPU: [container(GPU, SWITCH, set_codes=[], gpus=8, switches=4), container(GPU, set_codes=WIRED, gpus=8)],
     SWITCH: [container(SWITCH, set_codes=[], gpus=0, switches=4)],
     f"{SDK}/hopperAttestationReport.txt": [
-        report(f"{SDK}/hopperAttestationReport.txt", f"{SDK}/hopperCertChain.txt", [], allow=ANY - {"fwid"}),
+        report(f"{SDK}/hopperAttestationReport.txt", f"{SDK}/hopperCertChain.txt", [], allow=WITH_FWID),
         report(
             f"{SDK}/hopperAttestationReport.txt",
             f"{SAMPLES}/hopperCertChain.txt",
@@ -245,7 +246,7 @@ CASES: dict[str, list[Check]] = {
         for name in ("hopperCertChain.txt", "hopperCertChainExpired.txt")
     ],
     f"{TRUST}/hopperAttestationReport.txt": [
-        report(f"{TRUST}/hopperAttestationReport.txt", f"{TRUST}/hopperCertChain.txt", [], allow=ANY - {"fwid"}),
+        report(f"{TRUST}/hopperAttestationReport.txt", f"{TRUST}/hopperCertChain.txt", [], allow=WITH_FWID),
         report(
             f"{TRUST}/hopperAttestationReport.txt",
             f"{TRUST}/hopperCertChain.txt",
@@ -260,7 +261,7 @@ CASES: dict[str, list[Check]] = {
             f"{GO}/gpuAkCertChain.txt",
             [],
             rims=(VBIOS_545, DRIVER_545),
-            allow=NO_OCSP | {"fwid"},
+            allow=NO_OCSP | {"nvidia.fwid"},
         ),
         report(
             f"{GO}/attestationReport.txt",
@@ -273,21 +274,21 @@ CASES: dict[str, list[Check]] = {
             f"{GO}/attestationReport.txt",
             f"{GO}/gpuAkCertChain.txt",
             ["collateral.missing"],
-            allow=frozenset({"fwid"}),
+            allow=frozenset({"nvidia.fwid"}),
         ),
         report(
             f"{GO}/attestationReport.txt",
             f"{GO}/gpuAkCertChain.txt",
             ["nvidia.rim.measurement_mismatch"],
             rims=(MISMATCH, DRIVER_545),
-            allow=NO_OCSP | {"fwid"},
+            allow=NO_OCSP | {"nvidia.fwid"},
         ),
         report(
             f"{GO}/attestationReport.txt",
             f"{GO}/gpuAkCertChain.txt",
             ["collateral.expired"],
             rims=(VBIOS_545, DRIVER_545),
-            allow=NO_OCSP | {"fwid"},
+            allow=NO_OCSP | {"nvidia.fwid"},
             now=at("2025-06-27"),
         ),
     ],

@@ -18,7 +18,7 @@ from cube_attestation.anchors.nvidia import NRAS_ISSUERS
 from cube_attestation.errors import AttestationError, BadInput
 from cube_attestation.fields import Fields
 from cube_attestation.tokens import abi
-from cube_attestation.tokens.appraise import TokenRules, appraise, claim
+from cube_attestation.tokens.appraise import TokenPolicy, appraise, claim
 from cube_attestation.tokens.verify import ISSUERS, verify
 from fake_tokens import (
     ISS,
@@ -48,16 +48,16 @@ def keys(issuer: str) -> tuple[abi.Key, ...]:
     return abi.load_keys(key_set(jwk(issuer, KIDS[issuer])))
 
 
-def rules(issuer: str, **given: object) -> TokenRules:
+def rules(issuer: str, **given: object) -> TokenPolicy:
     base: dict[str, Any] = {"issuer": issuer, "iss": (ISS[issuer],), "keys": frozenset({spki_digest(issuer)})}
-    return TokenRules(**(base | given))
+    return TokenPolicy(**(base | given))
 
 
 def judge(
     token: FakeToken | bytes,
     issuer: str = "",
     given: tuple[abi.Key, ...] | None = None,
-    policy: TokenRules | None = None,
+    policy: TokenPolicy | None = None,
     now: datetime = NOW,
     nonce: str | None = NONCE,
 ) -> list[str]:
@@ -309,7 +309,7 @@ def test_nras_device_rules(code: str, claims: dict[str, Any]) -> None:
 
 def test_policy_entry() -> None:
     digest = "sha256:" + "ab" * 32
-    read = TokenRules.read(
+    read = TokenPolicy.read(
         Fields(
             {
                 "issuer": "maa",
@@ -324,7 +324,7 @@ def test_policy_entry() -> None:
     )
     assert read.max_life == timedelta(hours=1)
     assert not read.debug
-    default = TokenRules.read(Fields({"issuer": "nras"}, "policy.tokens"))
+    default = TokenPolicy.read(Fields({"issuer": "nras"}, "policy.tokens"))
     assert default.keys == frozenset(NRAS_ISSUERS)
     assert default.iss == ("https://nras.attestation.nvidia.com",)
     wrongs: tuple[dict[str, object], ...] = (
@@ -338,7 +338,7 @@ def test_policy_entry() -> None:
     )
     for wrong in wrongs:
         with pytest.raises(BadInput):
-            TokenRules.read(Fields(wrong, "policy.tokens"))
+            TokenPolicy.read(Fields(wrong, "policy.tokens"))
 
 
 def compact(header: bytes, payload: bytes) -> bytes:

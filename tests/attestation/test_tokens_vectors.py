@@ -16,7 +16,7 @@ from cube_attestation import dsse, x509chain
 from cube_attestation.anchors.nvidia import NRAS_INTERMEDIATE_003, NRAS_ISSUERS
 from cube_attestation.errors import BadInput
 from cube_attestation.tokens import abi
-from cube_attestation.tokens.appraise import TokenRules, appraise
+from cube_attestation.tokens.appraise import TokenPolicy, appraise
 from cube_attestation.tokens.verify import verify
 
 MAA, ITA = "jwt/Azure-Samples_microsoft-azure-attestation", "jwt/intel_trustauthority-client-for-go"
@@ -56,7 +56,7 @@ def ita(
 def ita_claims(vectors: Path) -> None:
     """The genuine token is authentic, and its made-up claims are not acceptable."""
     keys = ita_keys(vectors)
-    policy = TokenRules("ita", ("https://portal.trustauthority.intel.com",), frozenset({keys[0].spki}))
+    policy = TokenPolicy("ita", ("https://portal.trustauthority.intel.com",), frozenset({keys[0].spki}))
     (item,) = appraise((vectors / ITA / "ita_token.jwt").read_bytes(), keys, policy, at("2025-01-01"))
     assert item.authentic
     assert sorted(item.reasons[i].code for i in range(len(item.reasons))) == [
@@ -68,7 +68,7 @@ def ita_claims(vectors: Path) -> None:
 
 def amber(vectors: Path) -> None:
     """A token of 2023 whose key nobody has: well-formed, not authentic, long expired."""
-    policy = TokenRules("ita", ("https://www.intel.com/amber",), frozenset({"sha256:" + "00" * 32}), debug=True)
+    policy = TokenPolicy("ita", ("https://www.intel.com/amber",), frozenset({"sha256:" + "00" * 32}), debug=True)
     (item,) = appraise(
         (vectors / ITA / "ita_amber_sgx_2023.jwt").read_bytes(), ita_keys(vectors), policy, at("2026-01-01")
     )
@@ -106,7 +106,7 @@ def maa_token(vectors: Path) -> None:
     data = (vectors / MAA / "maa_test_sevsnp.jwt").read_bytes()
     keys = abi.load_keys((vectors / MAA / "maa_certs_response_2020.json").read_bytes())
     trusted = frozenset(key.spki for key in keys)
-    policy = TokenRules("maa", ("https://sharedweu.weu.test.attest.azure.net",), trusted)
+    policy = TokenPolicy("maa", ("https://sharedweu.weu.test.attest.azure.net",), trusted)
     for now, expected in (
         (1744085700, ["token.key.unknown"]),
         (1744114500, ["token.key.unknown"]),
@@ -129,7 +129,7 @@ def nras(name: str, iss: str, device: str) -> Check:
         assert isinstance(issued, int)
         assert isinstance(nonce, str)
         now = datetime.fromtimestamp(issued, UTC)
-        policy = TokenRules("nras", (iss,), frozenset(NRAS_ISSUERS))
+        policy = TokenPolicy("nras", (iss,), frozenset(NRAS_ISSUERS))
         items = appraise(data, (), policy, now, nonce=nonce)
         assert [item.item for item in items] == ["token-nras", f"token-nras-{device}"]
         assert {reason.code for item in items for reason in item.reasons} == {"token.key.unknown"}

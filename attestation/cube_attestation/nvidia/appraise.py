@@ -19,7 +19,7 @@ from cube_attestation.errors import BadInput, NotAuthentic
 from cube_attestation.verdict import Comparison, ItemVerdict, Reason
 
 from . import abi, chains, ocsp, rim, verify
-from .rules import NvidiaRules
+from .policy import NvidiaPolicy
 
 MAX_RIMS = 64
 NVDEC0_INDEX = 35  # measures a decoder that may be fused off; then its value means nothing
@@ -78,7 +78,7 @@ class _Findings:
 def appraise(
     devices: Sequence[abi.Evidence],
     collateral: Collateral,
-    rules: NvidiaRules,
+    rules: NvidiaPolicy,
     now: datetime,
     *,
     nonce: bytes | None = None,
@@ -88,7 +88,9 @@ def appraise(
     ``nonce``: what every report must carry; from claims it is ``Claims.gpu_nonce()``. Raises BadInput.
     """
     checked = [
-        verify.verify(device, rules.device_roots, now, nonce=nonce, fwid_required="fwid" not in rules.allow_missing)
+        verify.verify(
+            device, rules.device_roots, now, nonce=nonce, fwid_required="nvidia.fwid" not in rules.allow_missing
+        )
         for device in devices
     ]
     items: list[ItemVerdict] = []
@@ -101,7 +103,7 @@ def appraise(
     return tuple(items)
 
 
-def appraise_rim(data: bytes, collateral: Collateral, rules: NvidiaRules, now: datetime) -> ItemVerdict:
+def appraise_rim(data: bytes, collateral: Collateral, rules: NvidiaPolicy, now: datetime) -> ItemVerdict:
     """One manifest by itself (``nvidia-rim``): signature, chain, revocation. Raises BadInput."""
     findings = _Findings()
     content = rim.parse(data)
@@ -114,17 +116,17 @@ def appraise_rim(data: bytes, collateral: Collateral, rules: NvidiaRules, now: d
     }
     verified = _verified_rim(data, rules, now, findings)
     if verified is not None:
-        _revocation(verified.path, collateral, rules, now, findings, "ocsp.rim")
+        _revocation(verified.path, collateral, rules, now, findings, "nvidia.rim_ocsp")
         findings.facts["signer_until"] = times.format_time(verified.not_after)
     return findings.verdict("nvidia-rim")
 
 
-def _device(device: verify.Device, collateral: Collateral, rules: NvidiaRules, now: datetime) -> _Findings:
+def _device(device: verify.Device, collateral: Collateral, rules: NvidiaPolicy, now: datetime) -> _Findings:
     findings = _Findings(list(device.reasons), facts=_facts(device))
     _policy(device, rules, findings)
     if device.leaf is None:
         return findings  # nobody known speaks, so reference values mean nothing
-    _revocation(device.leaf.path, collateral, rules, now, findings, "ocsp.device")
+    _revocation(device.leaf.path, collateral, rules, now, findings, "nvidia.device_ocsp")
     manifests = _manifests(device, collateral, rules, now, findings)
     if manifests:
         _measurements(device.report, manifests, findings)
@@ -151,7 +153,7 @@ def _facts(device: verify.Device) -> dict[str, jcs.Json]:
 def _revocation(
     path: chains.Path,
     collateral: Collateral,
-    rules: NvidiaRules,
+    rules: NvidiaPolicy,
     now: datetime,
     findings: _Findings,
     name: str,
@@ -160,7 +162,7 @@ def _revocation(
 
     The leaf is made by the device at each firmware start; the responder answers "unauthorized" for it.
     """
-    first = 1 if name == "ocsp.device" else 0
+    first = 1 if name == "nvidia.device_ocsp" else 0
     certificates = path.certificates
     for certificate, issuer in zip(certificates[first:-1], certificates[first + 1 :], strict=True):
         if name in rules.allow_missing and certificate.serial not in collateral.by_serial:
@@ -171,7 +173,7 @@ def _revocation(
         findings.forged += reasons
 
 
-def _policy(device: verify.Device, rules: NvidiaRules, findings: _Findings) -> None:
+def _policy(device: verify.Device, rules: NvidiaPolicy, findings: _Findings) -> None:
     """Chip, board, mode and minimum versions."""
     report, chip = device.report, device.chip
     if rules.chips and chip not in rules.chips:
@@ -204,7 +206,7 @@ def _version(text: str) -> tuple[int, ...]:
         return (-1,)
 
 
-def _verified_rim(data: bytes, rules: NvidiaRules, now: datetime, findings: _Findings) -> rim.VerifiedRim | None:
+def _verified_rim(data: bytes, rules: NvidiaPolicy, now: datetime, findings: _Findings) -> rim.VerifiedRim | None:
     try:
         return rim.verify(data, rules.rim_roots, now, allow_expired=rules.allow_expired_rim)
     except NotAuthentic as error:
@@ -213,7 +215,7 @@ def _verified_rim(data: bytes, rules: NvidiaRules, now: datetime, findings: _Fin
 
 
 def _manifests(
-    device: verify.Device, collateral: Collateral, rules: NvidiaRules, now: datetime, findings: _Findings
+    device: verify.Device, collateral: Collateral, rules: NvidiaPolicy, now: datetime, findings: _Findings
 ) -> dict[str, list[rim.Rim]]:
     """The authentic, unrevoked manifests of the device's own driver and VBIOS version, by kind.
 
@@ -236,13 +238,13 @@ def _manifests(
                 words = f"the manifest of {kind} {version} is for {content.product}, the device is a {device.chip}"
                 this.forged.append(Reason("nvidia.rim.product_mismatch", words))
             elif (verified := _verified_rim(data, rules, now, this)) is not None:
-                _revocation(verified.path, collateral, rules, now, this, "ocsp.rim")
+                _revocation(verified.path, collateral, rules, now, this, "nvidia.rim_ocsp")
             if not this.forged:
                 found.setdefault(kind, []).append(content)
             problems.forged += this.forged
         if kind in found:
             continue
-        if not problems.forged and f"rim.{kind}" not in rules.allow_missing:
+        if not problems.forged and f"nvidia.{kind}_rim" not in rules.allow_missing:
             words = f"no manifest of {kind} {version} for {device.chip or 'this device'}"
             problems.forged.append(Reason("collateral.missing", words))
         findings.forged += problems.forged
@@ -290,7 +292,7 @@ def _differing(
     return found
 
 
-def _set(devices: Sequence[verify.Device], rules: NvidiaRules) -> _Findings:
+def _set(devices: Sequence[verify.Device], rules: NvidiaPolicy) -> _Findings:
     """The devices together: counts, no device twice, one request, and in protected PCIe the links between them."""
     findings = _Findings()
     gpus = [device for device in devices if not device.report.is_switch]

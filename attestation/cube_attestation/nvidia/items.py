@@ -11,15 +11,16 @@ from cube_attestation import jcs
 from cube_attestation.claims import Claims
 from cube_attestation.errors import BadInput
 from cube_attestation.fields import Fields, decode_base64
-from cube_attestation.subject import Kind, Outcome, Subject
+from cube_attestation.subject import Outcome, Subject
 from cube_attestation.verdict import Comparison, ItemVerdict, Reason
 
 from . import abi, ocsp
 from .appraise import MAX_RIMS, Collateral, appraise
-from .rules import NvidiaRules
+from .policy import NvidiaPolicy
 
 DEVICES, DEVICES_MEDIA_TYPE = "nvidia-devices", "application/vnd.cube.nvidia-devices+json"
 COLLATERAL, COLLATERAL_MEDIA_TYPE = "nvidia-collateral", "application/vnd.cube.nvidia-collateral+json"
+LABELS = {DEVICES: DEVICES_MEDIA_TYPE, COLLATERAL: COLLATERAL_MEDIA_TYPE}
 ASSUMPTION = "gpu.relay_possible"  # before TDISP a report says nothing of how the GPU is attached to this machine
 
 
@@ -49,7 +50,7 @@ def decode_collateral(data: bytes) -> Collateral:
     return Collateral(**parts)
 
 
-def appraise_bundle(subject: Subject, rules: NvidiaRules) -> tuple[ItemVerdict, ...]:
+def appraise_bundle(subject: Subject, policy: NvidiaPolicy) -> tuple[ItemVerdict, ...]:
     """Items over every device of the bundle, and ``nvidia-binding``: these devices are the claims' own.
 
     The claims name the devices' item by digest, and every report must answer the nonce that is made of the claims:
@@ -65,7 +66,7 @@ def appraise_bundle(subject: Subject, rules: NvidiaRules) -> tuple[ItemVerdict, 
         given = subject.evidence.get(COLLATERAL)
         collateral = Collateral() if given is None else decode_collateral(given)
         nonce = subject.claims.gpu_nonce()
-        items = appraise(devices, collateral, rules, subject.now, nonce=nonce)
+        items = appraise(devices, collateral, policy, subject.now, nonce=nonce)
     except BadInput as error:
         return (_forged("nvidia.evidence.malformed", str(error)),)
     return (_binding(data, subject.claims), *items)
@@ -85,14 +86,8 @@ def _forged(code: str, words: str) -> ItemVerdict:
     return ItemVerdict("nvidia-binding", forged=(Reason(code, words),))
 
 
-def appraise_nvidia(subject: Subject) -> Outcome:
-    """The kind's appraisal under the policy's ``[nvidia]`` rules, or the strict defaults. Reaches no tier alone."""
-    items = appraise_bundle(subject, getattr(subject.policy, "nvidia", None) or NvidiaRules())
+def appraise_nvidia(subject: Subject, policy: NvidiaPolicy) -> Outcome:
+    """The kind's appraisal under the policy's ``[nvidia]`` section. A GPU alone reaches no tier."""
+    items = appraise_bundle(subject, policy)
     authentic = all(item.authentic for item in items)
     return Outcome(items=items, tier="", assumptions=(ASSUMPTION,) if authentic else ())
-
-
-KIND = Kind(
-    labels={DEVICES: DEVICES_MEDIA_TYPE, COLLATERAL: COLLATERAL_MEDIA_TYPE},
-    appraise=appraise_nvidia,
-)

@@ -46,7 +46,7 @@ _DEVICE_RESULT: Mapping[str, Scalar] = {"measres": "success", "secboot": True, "
 
 
 @dataclass(frozen=True)
-class TokenRules:
+class TokenPolicy:
     """One ``[[tokens]]`` entry of a policy.
 
     ``iss``: accepted issuer names, by default the service's own; ``keys``: SPKI digests of signing keys or of
@@ -64,7 +64,7 @@ class TokenRules:
     max_life: timedelta = MAX_LIFE
 
     @classmethod
-    def read(cls, fields: Fields) -> TokenRules:
+    def read(cls, fields: Fields) -> TokenPolicy:
         """Read the entry. Raises BadInput with the member's path."""
         issuer = fields.choice("issuer", *verify.ISSUERS)
         iss = fields.texts("iss", 16) if fields.has("iss") else verify.ISSUERS[issuer].iss
@@ -116,7 +116,7 @@ class _Findings:
 def appraise(
     data: bytes,
     keys: Sequence[abi.Key],
-    rules: TokenRules,
+    rules: TokenPolicy,
     now: datetime,
     *,
     nonce: str | None = None,
@@ -146,7 +146,7 @@ def appraise(
 def _token(
     token: abi.Token,
     keys: Sequence[abi.Key],
-    rules: TokenRules,
+    rules: TokenPolicy,
     now: datetime,
     nonce: str | None,
     *,
@@ -214,7 +214,7 @@ _SHOWN = (
 )  # fmt: skip
 
 
-def _times(claims: Mapping[str, object], rules: TokenRules, now: datetime, findings: _Findings) -> None:
+def _times(claims: Mapping[str, object], rules: TokenPolicy, now: datetime, findings: _Findings) -> None:
     """exp is needed; iat and nbf may not lie ahead; the whole life is bounded."""
     stamps: dict[str, datetime] = {}
     for name in ("iat", "nbf", "exp"):

@@ -13,15 +13,15 @@ from cube_attestation.fields import Fields
 
 from . import abi
 
-ALLOWABLE = ("ocsp.device", "ocsp.rim", "rim.driver", "rim.vbios", "fwid")
+ALLOW_MISSING = ("nvidia.device_ocsp", "nvidia.rim_ocsp", "nvidia.driver_rim", "nvidia.vbios_rim", "nvidia.fwid")
 MODES = ("spt", "mpt", "ppcie")
 
 
 @dataclass(frozen=True)
-class NvidiaRules:
+class NvidiaPolicy:
     """The ``[nvidia]`` section of a policy. Empty lists of chips and boards take any; everything else is a rule.
 
-    ``allow_missing`` names collateral that may be absent (of ALLOWABLE); ``devices`` and ``switches`` are exact
+    ``allow_missing`` names collateral that may be absent (of ALLOW_MISSING); ``devices`` and ``switches`` are exact
     counts, -1 for any; ``ocsp_max_age`` bounds a response's age whatever its nextUpdate says.
     """
 
@@ -39,7 +39,7 @@ class NvidiaRules:
     ocsp_max_age: timedelta = timedelta(days=1)
 
     @classmethod
-    def read(cls, fields: Fields) -> NvidiaRules:
+    def read(cls, fields: Fields) -> NvidiaPolicy:
         """Read the section. Raises BadInput with the member's path."""
         given: dict[str, object] = {}
         for name in ("device_roots", "rim_roots"):
@@ -66,9 +66,9 @@ class NvidiaRules:
             if fields.has(name):
                 given[name] = fields.integer(name, 0, abi.MAX_DEVICES)
         if fields.has("allow_missing"):
-            missing = fields.texts("allow_missing", len(ALLOWABLE))
-            if not set(missing) <= set(ALLOWABLE):
-                raise BadInput(f"expected some of {', '.join(ALLOWABLE)}", where=fields.path("allow_missing"))
+            missing = fields.texts("allow_missing", len(ALLOW_MISSING))
+            if not set(missing) <= set(ALLOW_MISSING):
+                raise BadInput(f"expected some of {', '.join(ALLOW_MISSING)}", where=fields.path("allow_missing"))
             given["allow_missing"] = frozenset(missing)
         if fields.has("allow_expired_rim"):
             given["allow_expired_rim"] = fields.boolean("allow_expired_rim")
