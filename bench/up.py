@@ -93,7 +93,7 @@ def once(variables: dict[str, str]) -> dict[str, float]:
     token, _ = tokens.issue(
         keys.open_key(reference), ENVIRONMENT, domain["id"], tokens.SCOPES, timedelta(minutes=10), datetime.now(UTC)
     )
-    base = f"{outputs['endpoint'].rstrip('/')}/{domain['name']}/v1"
+    base = f"{outputs['endpoint'].rstrip('/')}/{domain['id']}/v1"
     parts = chat.ask(base, outputs["ca"], token, domain["models"][0], PROMPT, say)
     next(parts)
     found["up to the first token"] = time.monotonic() - began

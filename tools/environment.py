@@ -13,14 +13,15 @@ import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import engine
+import yaml  # type: ignore[import-untyped]
+from cube_stacks.config import DEFAULT_LISTEN, PROJECT
 from cube_stacks.state import state_folder, write_atomically
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 ENVIRONMENT: Final = "local"
-PROJECT: Final = "cube"
 LINK: Final = ROOT / f"Pulumi.{ENVIRONMENT}.yaml"
 
 Say = Callable[[str], None]
@@ -81,6 +82,16 @@ def prepared(say: Say) -> dict[str, str]:
         settings.touch(0o600)
         pulumi(found, "stack", "init", ENVIRONMENT, "--non-interactive")
     return found
+
+
+def listen() -> str:
+    """Where the environment's edge is configured to listen."""
+    try:
+        settings: Any = yaml.safe_load(LINK.read_text()) or {}
+        edge = settings["config"][f"{PROJECT}:edge"]
+        return str(edge["listen"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return DEFAULT_LISTEN
 
 
 def pulumi(variables: dict[str, str], *arguments: str) -> str:

@@ -62,6 +62,9 @@ def up() -> int:
     preflight.install(say)
     variables = environment.prepared(say)
     environment.release_stale_lock(variables, say)
+    in_the_way = list(preflight.problems(ENVIRONMENT, environment.listen()))
+    if in_the_way:
+        raise EnvironmentProblem("\n       ".join(in_the_way))
     status = run_engine(variables, "up", "--yes", "--skip-preview")
     if status:
         say("\nnot up: see the errors above. `make up` goes on from here, `make down` takes everything away")
@@ -78,7 +81,7 @@ def up() -> int:
     )
     ca = environment.folder() / "ca.pem"
     write_atomically(ca, outputs["ca"].encode())
-    base = f"{outputs['endpoint'].rstrip('/')}/{domain['name']}/v1"
+    base = f"{outputs['endpoint'].rstrip('/')}/{domain['id']}/v1"
     print(f"\n{domain['name']} asks {domain['models'][0]}: {PROMPT}", flush=True)
     for part in chat.ask(base, outputs["ca"], token, domain["models"][0], PROMPT, say):
         print(part, end="", flush=True)

@@ -1,38 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debian packages of the host that the local environment needs: find what is missing, and install it."""
+"""Before the engine starts: install the Debian packages that are missing, and say what else is in the way.
 
-import shutil
+What is needed and checked is `cube doctor`'s to know.
+"""
+
+import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from cube_images.errors import ImageError
 from cube_images.run import RunError, run
-
-NEEDED: Final[Mapping[str, str]] = {
-    "qemu-system-x86_64": "qemu-system-x86",  # runs the machine
-    "swtpm": "swtpm",  # its TPM
-    "swtpm_localca": "swtpm-tools",  # makes the TPM's certificates
-    "mmdebstrap": "mmdebstrap",  # installs the locked trees that build the image
-    "dpkg-deb": "dpkg",
-    "apt-get": "apt",
-}
-"""Programs and the packages that bring them."""
+from cube_stacks.cli import doctor
+from cube_stacks.state import cache_folder, state_folder
 
 SAY_SECONDS: Final = 2
 APT_SECONDS: Final = 1800
-PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def missing() -> list[str]:
     """Packages whose programs are not here."""
-    return packages(
-        program for program in NEEDED if not (shutil.which(program) or shutil.which(program, path=PATH))
-    )
-
-
-def packages(programs: Iterable[str]) -> list[str]:
-    return sorted({NEEDED[program] for program in programs})
+    return doctor.missing_packages(f"{os.environ.get('PATH', '')}:{doctor.SYSTEM_PATH}")
 
 
 def install(say: Callable[[str], None]) -> None:
@@ -40,9 +28,6 @@ def install(say: Callable[[str], None]) -> None:
     wanted = missing()
     if not wanted:
         return
-    by_hand = f"install {' '.join(wanted)} yourself"
-    if "apt" in wanted or "dpkg" in wanted:
-        raise ImageError("this host has no apt", f"use Debian 12 or 13, or {by_hand}")
     say(f"installing {', '.join(wanted)} with apt")
     last = time.monotonic()
 
@@ -52,18 +37,16 @@ def install(say: Callable[[str], None]) -> None:
             last = time.monotonic()
             say(f"apt: {line[:90] or 'working'}")
 
-    environment = {"DEBIAN_FRONTEND": "noninteractive"}
-    lock = ["-o", "DPkg::Lock::Timeout=120"]
     for arguments in (["update"], ["install", "--yes", "--no-install-recommends", *wanted]):
         try:
             run(
-                ["apt-get", *lock, "--quiet", *arguments],
-                env=environment,
+                ["apt-get", "-o", "DPkg::Lock::Timeout=120", "--quiet", *arguments],
+                env={"DEBIAN_FRONTEND": "noninteractive"},
                 root=True,
                 on_line=tell,
                 on_tick=tell,
                 timeout=APT_SECONDS,
-                hint=f"{by_hand}, then go on",
+                hint=f"install {' '.join(wanted)} yourself, then go on",
             )
         except RunError:
             # Lists that can't be refreshed may still do; what can't be installed from them is the error.
@@ -71,4 +54,16 @@ def install(say: Callable[[str], None]) -> None:
                 raise
     still = missing()
     if still:
-        raise ImageError(f"{', '.join(still)} is installed but its programs are not on PATH", "see PATH")
+        raise ImageError(f"apt installed {', '.join(still)}, but the programs are not on PATH", "see PATH")
+
+
+def problems(environment: str, listen: str) -> Iterator[str]:
+    """What would stop the environment later, in a line each: a port in use, a full disk, a wrong passphrase."""
+    for finding in (
+        doctor.port(environment, listen),
+        doctor.disk("cache", cache_folder(), doctor.NEEDED_CACHE),
+        doctor.disk("state", state_folder(environment), doctor.NEEDED_STATE),
+        doctor.passphrase(state_folder(environment), environment),
+    ):
+        if finding.level == "bad":
+            yield f"{finding.check}: {finding.words}; {finding.todo}"

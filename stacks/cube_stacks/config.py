@@ -22,6 +22,7 @@ from cube_attestation.fields import ENVIRONMENT, MODEL, Fields
 T = TypeVar("T")
 
 PROJECT: Final = "cube"
+DEFAULT_LISTEN: Final = "127.0.0.1:8443"
 KEYS: Final = ("target", "image", "models", "domains", "attestation", "machine", "launch", "edge", "keys")
 TARGETS: Final = ("local",)
 TIERS: Final = ("hardware", "hardware-paravisor", "provider-vtpm", "software")
@@ -250,7 +251,7 @@ def _launch(fields: Fields) -> tuple[int, int]:
 
 
 def _edge(fields: Fields) -> tuple[str, str]:
-    listen = fields.text("listen") if fields.has("listen") else "127.0.0.1:8443"
+    listen = fields.text("listen") if fields.has("listen") else DEFAULT_LISTEN
     found = _LISTEN.fullmatch(listen)
     if found is None or int(found[1]) > 65535:
         raise BadInput(f"{listen!r} is no address", where=fields.path("listen"), todo="write e.g. 127.0.0.1:8443")
