@@ -103,7 +103,8 @@ def test_event_log() -> None:
     spec = b"Spec ID Event03\0" + struct.pack("<IBBBBIHHB", 0, 0, 2, 0, 2, 1, 0x0C, 48, 0)
     log = struct.pack("<II", 1, 3) + bytes(20) + struct.pack("<I", len(spec)) + spec
     quiet = (bytes(48),) * 4
-    policy = replace(POLICY, explain_rtmrs=True)
+    zero = (bytes(48),)
+    policy = replace(POLICY, explain_rtmrs=True, rtmrs=(zero, zero, zero, None))
     assert codes(judge({**evidence(td(rtmrs=quiet)), "ccel": log}, policy)) == set()
     assert codes(judge({**evidence(td()), "ccel": log}, policy)) >= {"tdx.eventlog.replay_mismatch"}
 

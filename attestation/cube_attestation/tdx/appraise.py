@@ -150,9 +150,13 @@ class _Judge:
         for i, (value, allowed) in enumerate(zip(self.report.rtmrs, self.policy.rtmrs, strict=True)):
             if allowed is not None:
                 self.one_of(f"RTMR{i}", "tdx.rtmr.mismatch", value, allowed)
-            if log and replayed and replayed[i] == value:
-                self.events(log, i, decide=allowed is None and self.policy.explain_rtmrs)
-            elif allowed is None and self.policy.explain_rtmrs and any(value):
+            decide = allowed is None and self.policy.explain_rtmrs
+            explained = log is not None and replayed is not None and replayed[i] == value
+            if log is not None and explained:
+                self.events(log, i, decide=decide)
+                explained = bool(ccel.of_register(log, i))
+            # nothing measured says nothing about what runs; only RTMR3 is the guest's to leave alone
+            if decide and not explained and (i < 3 or any(value)):
                 words = f"RTMR{i} is neither pinned by the policy nor explained by an event log"
                 self.refuse("tdx.rtmr.unexplained", words)
 
