@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cube_attestation import client
 from cube_attestation.client import split
-from cube_attestation.errors import BadInput
+from cube_attestation.errors import AttestationError, BadInput
 
 from cube_stacks.local import ports
 from cube_stacks.local.console import clean, tail
@@ -252,13 +253,26 @@ def _unchunk(body: bytes) -> bytes:
 
 
 def wait_for_member(folder: Path, seconds: float, pause: Callable[[float], None]) -> bool:
-    """Whether a member is ready within `seconds`."""
+    """Whether a member is ready within `seconds`; `pause` sleeps, and may raise to end the wait."""
     end = time.monotonic() + seconds
     while not healthy(folder):
         if time.monotonic() > end:
             return False
         pause(0.2)
     return True
+
+
+def why_not_ready(members: Sequence[Member]) -> str:
+    """What the members themselves say, in one line."""
+    return "; ".join(sorted({_reasons(member) for member in members})) or "there are no members"
+
+
+def _reasons(member: Member) -> str:
+    try:
+        ready, reasons = client.ready(member.management, timeout=2)
+    except AttestationError as error:
+        return f"{member.management}: {error.what}"
+    return "ready" if ready else ", ".join(reasons)
 
 
 def check_address(address: str) -> str | None:

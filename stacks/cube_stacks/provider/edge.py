@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from cube_stacks import edge, records
 from cube_stacks.provider.base import UNKNOWN, Context, Failed, Properties, Resource, State, Unhealthy
 from cube_stacks.provider.failures import explained
 
-_READY_S = 90.0  # a model that is read for the first time takes its time
+_READY_S = 300.0  # an emulated machine takes its time to read a model for the first time
+_SAY_S = 1.5
 
 
 class Edge(Resource):
@@ -55,10 +57,13 @@ class Edge(Resource):
         with explained():
             edge.apply(_folder(ctx), wanted)
         records.keep(environment, "edges", name, inputs, outputs)
-        ctx.progress("waiting for a member that is ready")
-        if not edge.wait_for_member(_folder(ctx), min(_READY_S, ctx.timeout_s or _READY_S), ctx.pause):
-            words = f"edge.no_member_ready: none of {len(members)} members is ready; `cube status` says why"
-            raise Unhealthy(f"{environment}/{name}", outputs, [words])
+        end = time.monotonic() + min(_READY_S, ctx.timeout_s or _READY_S)
+        while not edge.wait_for_member(_folder(ctx), _SAY_S, ctx.pause):
+            why = edge.why_not_ready(members)
+            if time.monotonic() > end:
+                words = f"edge.no_member_ready: none of {len(members)} members is ready: {why}"
+                raise Unhealthy(f"{environment}/{name}", outputs, [words])
+            ctx.progress(f"waiting for a member: {why}")
         return State(f"{environment}/{name}", outputs)
 
 
