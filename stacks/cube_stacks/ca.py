@@ -163,7 +163,8 @@ class EnvironmentCA:
 
     def ak_certificate(self, ak: Any, ek_spki: str, now: datetime) -> x509.Certificate:
         """Vouches that the attestation key `ak` lives in the TPM whose endorsement key has the digest `ek_spki`."""
-        subject = x509.Name([x509.NameAttribute(NameOID.SERIAL_NUMBER, ek_spki, _validate=False)])
+        name = ek_spki.removeprefix("sha256:")  # the attribute holds at most 64 characters (RFC 5280 A.1)
+        subject = x509.Name([x509.NameAttribute(NameOID.SERIAL_NUMBER, name)])
         return _issue(
             subject,
             ak,

@@ -396,7 +396,7 @@ class World:
             "attestation key",
             ec_key(self.ak_certified),
             self.ak_issuer or environment_ca(),
-            serial_name=self.ak_serial or self.the_ek().spki,
+            serial_name=self.ak_serial or self.the_ek().spki.removeprefix("sha256:"),
             eku=self.ak_eku,
             start=self.ak_valid[0],
             end=self.ak_valid[1],

@@ -177,6 +177,6 @@ def verify_ak(
         words = f"extended key usage {', '.join(usages) or 'none'}, expected {AK_CERTIFICATE_EKU} alone"
         reasons.append(Reason("tpm.ak.usage", words))
     vouched = [a.value for a in certificate.subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER)]
-    if vouched != [dsse.spki_digest(ek.public_key())]:
+    if vouched != [dsse.spki_digest(ek.public_key()).removeprefix("sha256:")]:
         reasons.append(Reason("tpm.ak.other_ek", "the AK certificate names another TPM than the EK certificate's"))
     return reasons
