@@ -39,8 +39,10 @@ _PAYLOAD = "payload.json"
 _BESIDE = {"cli", "gotoolchain", "keys", "verification", "verity", "volume"}
 _FIRMWARE = {"OVMF_CODE.fd": "OVMF_CODE_4M.fd", "OVMF_VARS.fd": "OVMF_VARS_4M.fd"}
 _CACHE_SPACE = 4_000_000_000
+_IMAGE_SPACE = 1_000_000_000
 _WORK_SPACE = 2_000_000_000
 _TICK_SECONDS = 1.5
+_KEPT_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -186,14 +188,24 @@ def build(name: str, signer: dsse.Signer, report: Report = lambda _: None) -> Im
     digest = _digest(definition, locked)
     if not _whole(_folder(digest)):
         steps.next()
-        require_space(cache_dir(), _CACHE_SPACE, "building an image")
+        first = not (cache_dir() / "trees").is_dir()
+        require_space(cache_dir(), _CACHE_SPACE if first else _IMAGE_SPACE, "building an image")
         locked = ensure_packages(definition, locked, steps.say, steps.tick)
         digest = _digest(definition, locked)
         if not _whole(_folder(digest)):
             entry(_folder(digest), lambda folder: _make(definition, locked, digest, folder, steps))
+            _prune(_folder(digest))
     image = open_image(_folder(digest))
+    image.folder.touch()
     manifest.write(image.folder, image.payload, signer)
     return image
+
+
+def _prune(newest: Path) -> None:
+    """Remove the images that were used longest ago, but for a few: each is more than 100 MB."""
+    images = [path for path in newest.parent.glob("[!.]*") if path.is_dir() and path != newest]
+    for path in sorted(images, key=lambda path: path.stat().st_mtime, reverse=True)[_KEPT_IMAGES - 1 :]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _whole(folder: Path) -> bool:
@@ -239,7 +251,7 @@ def ensure_packages(
 def _make(definition: Flavour, locked: Lock, digest: str, folder: Path, steps: _Steps) -> None:
     steps.next()
     for wheel in locked.wheels:
-        wheels.fetch(wheel.name, definition.name)
+        wheels.fetch(wheel.name, definition.name, steps.tick)
     steps.next()
     tools = trees.tree(definition, locked, "tools", steps.tick)
     steps.next()

@@ -4,6 +4,7 @@
 import hashlib
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 from cube_images import lock
@@ -21,7 +22,13 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def download(name: str, version: str, folder: Path, sha256: str | None = None) -> Path:
+def download(
+    name: str,
+    version: str,
+    folder: Path,
+    sha256: str | None = None,
+    on_tick: Callable[[], None] | None = None,
+) -> Path:
     """Download one wheel into `folder` and return its path; with `sha256`, refuse any other file."""
     requirement = f"{name}=={version}" + (f" --hash=sha256:{sha256}" if sha256 else "")
     listing = folder / "requirement.txt"
@@ -32,6 +39,7 @@ def download(name: str, version: str, folder: Path, sha256: str | None = None) -
     run(
         command,
         timeout=900,
+        on_tick=on_tick,
         hint=f"{name} {version} comes from the Python package index that pip is configured for; is it reachable?",
     )
     listing.unlink()
@@ -44,12 +52,12 @@ def locked_version(name: str, flavour: str = "local") -> str:
     return lock.load(flavour).wheel(name).version
 
 
-def fetch(name: str, flavour: str = "local") -> Path:
+def fetch(name: str, flavour: str = "local", on_tick: Callable[[], None] | None = None) -> Path:
     """The locked wheel's file in the cache. Raises `ImageError` when it can't be had or has another hash."""
     wheel = lock.load(flavour).wheel(name)
     folder = entry(
         cache_dir() / "wheels" / wheel.sha256,
-        lambda temporary: void(download(wheel.name, wheel.version, temporary, wheel.sha256)),
+        lambda temporary: void(download(wheel.name, wheel.version, temporary, wheel.sha256, on_tick)),
     )
     (path,) = folder.glob("*.whl")
     return path

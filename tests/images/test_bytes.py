@@ -11,7 +11,7 @@ import pytest
 from cube_attestation.tpm import eventlog
 from cube_images import cpio, pe, predict, verity
 from cube_images.errors import ImageError
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
@@ -35,6 +35,7 @@ def test_archive_has_parents_before_children_once() -> None:
     assert data.count(b"070701") == 5
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.binary(max_size=32))
 def test_verity_tree_matches_its_definition(blocks: int, salt: bytes) -> None:
     """Each hash block holds the salted hashes of the level below; the root is the hash of the top one."""

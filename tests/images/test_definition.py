@@ -50,6 +50,7 @@ def test_command_line_is_closed() -> None:
 def test_initrd_script_has_no_shell_to_fall_into() -> None:
     script = render("mkosi/init", {})
     assert "panic_on_corruption" in script
+    assert "-o ro,nodev,nosuid" in script
     code = [line for line in script.splitlines() if not line.lstrip().startswith("#")]
     assert not [line for line in code if line.strip() in {"sh", "exec sh", "busybox sh", "exec busybox sh"}]
 
