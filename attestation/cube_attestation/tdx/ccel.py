@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from cube_attestation.errors import BadInput
@@ -209,6 +209,33 @@ def appraise(
     if rtmr == 0 and secure_boot and not any(f.label == "SecureBoot" and f.state != "refused" for f in findings):
         reasons.append(Reason("tdx.event.missing", "RTMR0 does not show that secure boot is on"))
     return tuple(findings), tuple(reasons)
+
+
+def rules_for_uki(uki: bytes, kernel: bytes, contents: Mapping[str, bytes]) -> tuple[EventRule, ...]:
+    """Predicted rules of RTMR1 and RTMR2 for a machine that boots one UKI.
+
+    ``uki`` and ``kernel`` are Authenticode digests of the UKI and of its .linux section, ``contents`` the digests of
+    the sections that its stub measures (.linux, .osrel, .cmdline, .initrd …); all SHA-384.
+    """
+    program = "EV_EFI_BOOT_SERVICES_APPLICATION"
+    rules = [EventRule(1, program, f"program {i + 1}", (digest,)) for i, digest in enumerate((uki, kernel))]
+    for name, digest in contents.items():
+        rules.append(EventRule(2, "EV_IPL", name, (hashlib.sha384(name.encode() + b"\0").digest(), digest)))
+    return tuple(rules)
+
+
+def record(log: EventLog, rtmr: int) -> tuple[EventRule, ...]:
+    """Rules that allow what this very boot measured into RTMR ``rtmr`` and that its own content does not settle.
+
+    For firmware values that nobody can predict (TD HOB, ACPI tables). Recorded is not predicted: keep it apart.
+    """
+    found: dict[tuple[str, str], list[bytes]] = {}
+    for finding in appraise(log, rtmr, ())[0]:
+        if finding.state == "refused":
+            digests = found.setdefault((finding.type, finding.label), [])
+            if finding.digest not in digests:
+                digests.append(finding.digest)
+    return tuple(EventRule(rtmr, kind, name, tuple(digests)) for (kind, name), digests in found.items())
 
 
 def _by_content(event: Event, name: str, secure_boot: bool | None) -> tuple[str, str]:
