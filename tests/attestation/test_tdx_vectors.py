@@ -348,9 +348,10 @@ def test_a3_highgpu_1g(a3: Path) -> None:
     codes = [reason.code for reason in ccel.appraise(log, 1, programs[1:])[1]]
     assert codes == ["tdx.event.not_allowed"]
     assert {f.state for f in ccel.appraise(log, 2, ())[0]} == {"refused"}
-    predicted = ccel.rules_for_uki(*ccel.programs(log), ccel.sections(log))
+    uki, kernel = ccel.programs(log)
+    predicted = ccel.rules_for_uki(uki, kernel, ccel.sections(log))
     assert [ccel.appraise(log, rtmr, predicted)[1] for rtmr in (1, 2)] == [(), ()]
-    other = ccel.rules_for_uki(*ccel.programs(log), {**ccel.sections(log), ".cmdline": bytes(48)})
+    other = ccel.rules_for_uki(uki, kernel, {**ccel.sections(log), ".cmdline": bytes(48)})
     assert [reason.code for reason in ccel.appraise(log, 2, other)[1]] == ["tdx.event.not_allowed"]
     recorded = ccel.record(log, 0)
     assert ccel.appraise(log, 0, recorded)[1] == ()

@@ -214,8 +214,8 @@ def appraise(
 def rules_for_uki(uki: bytes, kernel: bytes, contents: Mapping[str, bytes]) -> tuple[EventRule, ...]:
     """Predicted rules of RTMR1 and RTMR2 for a machine that boots one UKI.
 
-    ``uki`` and ``kernel`` are Authenticode digests of the UKI and of its .linux section, ``contents`` the digests of
-    the sections that its stub measures (.linux, .osrel, .cmdline, .initrd …); all SHA-384.
+    ``uki`` and ``kernel`` are Authenticode digests of the UKI and of its .linux section, ``contents`` the digests
+    of the sections that its stub measures (.linux, .osrel, .cmdline, .initrd …); all SHA-384.
     """
     program = "EV_EFI_BOOT_SERVICES_APPLICATION"
     rules = [EventRule(1, program, f"program {i + 1}", (digest,)) for i, digest in enumerate((uki, kernel))]
