@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import ast
+import base64
 import hashlib
+import json
 import re
 import time
 from collections.abc import Callable
@@ -545,6 +547,14 @@ def test_containers() -> None:
     devices = tuple(device.evidence() for device in ppcie())
     assert abi.decode_evidence(abi.encode_evidence(devices)) == devices
     report = devices[0].report
+    for listed in ("evidences", "evidence_list", "device_evidence_list"):
+        for text in (
+            report.hex(),
+            base64.b64encode(report).decode(),
+            base64.b64encode(report.hex().encode()).decode(),
+        ):
+            entry = {"arch": "HOPPER", "uuid": "x", "evidence": text, "certificate": devices[0].chain.decode()}
+            assert abi.decode_evidence(json.dumps({listed: [entry]}).encode()) == devices[:1]
     assert abi.decode_report(report) == report
     assert abi.decode_report(report.hex().encode() + b"\n") == report
     for wrong in (b"", b"[]", b"{}", b'[{"evidence": "AA"}]', b'[{"evidence": "*", "certificate": "AA"}]', b"[1]"):

@@ -46,6 +46,7 @@ MODES = {0: "spt", 1: "mpt", 2: "ppcie"}  # single-GPU pass-through, multi-GPU p
 
 _BLOCK = struct.Struct("<BBHBH")
 _TLV = struct.Struct("<HH")
+_HEX = re.compile(r"(?:[0-9a-fA-F]{2})+")
 _TEXT = re.compile(r"[A-Za-z0-9._-]{0,32}")
 
 
@@ -211,16 +212,16 @@ def decode_report(data: bytes) -> bytes:
     if len(data) > 3 * MAX_REPORT:
         raise BadInput("too large for one report", where="SPDM report")
     text = b"".join(data.split())
-    if re.fullmatch(rb"(?:[0-9a-fA-F]{2})+", text):
-        return bytes.fromhex(text.decode())
-    return _base64(text.decode("ascii", "replace"), "SPDM report")
+    return _decode(text.decode("ascii", "replace"), "SPDM report")
 
 
 def decode_evidence(data: bytes, *, where: str = "NVIDIA evidence") -> tuple[Evidence, ...]:
-    """Evidence of one or more devices in the JSON of NVIDIA's tools, which is also our bundle's.
+    """Evidence of one or more devices, in our bundle's JSON or that of other tools.
 
-    A list of ``{"evidence": base64 of the report, "certificate": base64 of the PEM chain, …}``; the other members
-    (architecture, versions, nonce) are statements about the report and not used. Raises BadInput.
+    A list of ``{"evidence": base64 of the report, "certificate": base64 of the PEM chain, …}`` as NVIDIA's tools
+    write it, or an object that holds the list (NRAS requests, Confidential Containers); the report may be hex and the
+    chain plain PEM. Other members (architecture, versions, nonce) are statements about the report and not used.
+    Raises BadInput.
     """
     if len(data) > MAX_FILE:
         raise BadInput(f"larger than {MAX_FILE >> 20} MiB", where=where)
@@ -228,23 +229,36 @@ def decode_evidence(data: bytes, *, where: str = "NVIDIA evidence") -> tuple[Evi
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise BadInput("not JSON", where=where) from error
-    if isinstance(value, dict) and isinstance(value.get("evidences"), list):
-        value = value["evidences"]
-    entries = [value] if isinstance(value, dict) else value
-    if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_DEVICES:
+    if isinstance(value, dict):
+        value = next((value[name] for name in _LISTS if name in value), [value])
+    if not isinstance(value, list) or not 1 <= len(value) <= MAX_DEVICES:
         raise BadInput(f"expected a list of 1 to {MAX_DEVICES} devices", where=where)
     found: list[Evidence] = []
-    for i, entry in enumerate(entries):
+    for i, entry in enumerate(value):
         if not isinstance(entry, dict):
             raise BadInput("expected an object with evidence and certificate", where=f"{where}[{i}]")
         parts: list[bytes] = []
         for name, limit in (("evidence", MAX_REPORT), ("certificate", MAX_CHAIN)):
             text = entry.get(name)
-            if not isinstance(text, str) or len(text) > 2 * limit:
-                raise BadInput("expected base64 text of a fitting length", where=f"{where}[{i}].{name}")
-            parts.append(_base64(text, f"{where}[{i}].{name}"))
+            if not isinstance(text, str) or len(text) > 3 * limit:
+                raise BadInput("expected text of a fitting length", where=f"{where}[{i}].{name}")
+            parts.append(_decode(text, f"{where}[{i}].{name}"))
         found.append(Evidence(*parts))
     return tuple(found)
+
+
+_LISTS = ("evidences", "evidence_list", "device_evidence_list")
+
+
+def _decode(text: str, where: str) -> bytes:
+    """PEM as it is, hex, base64, or base64 of hex."""
+    if text.startswith("-----BEGIN"):
+        return text.encode("ascii", "replace")
+    if _HEX.fullmatch(text):
+        return bytes.fromhex(text)
+    data = _base64(text, where)
+    inner = data.decode("ascii", "replace").strip()
+    return bytes.fromhex(inner) if _HEX.fullmatch(inner) else data
 
 
 def encode_evidence(devices: tuple[Evidence, ...]) -> bytes:
