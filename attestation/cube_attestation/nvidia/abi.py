@@ -219,8 +219,8 @@ def decode_evidence(data: bytes, *, where: str = "NVIDIA evidence") -> tuple[Evi
     """Evidence of one or more devices, in our bundle's JSON or that of other tools.
 
     A list of ``{"evidence": base64 of the report, "certificate": base64 of the PEM chain, …}`` as NVIDIA's tools
-    write it, or an object that holds the list (NRAS requests, Confidential Containers); the report may be hex and the
-    chain plain PEM. Other members (architecture, versions, nonce) are statements about the report and not used.
+    write it, or an object that holds the list (NRAS requests, Confidential Containers); the report may be hex and
+    the chain plain PEM. Other members (architecture, versions, nonce) are statements about the report and not used.
     Raises BadInput.
     """
     if len(data) > MAX_FILE:
