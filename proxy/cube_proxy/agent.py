@@ -38,6 +38,7 @@ MAX_CONTROL_BYTES = 16 << 20
 TICK_SECONDS = 0.5
 VERITY_TICKS = 4
 ENVOY_SECONDS = 2.0
+ENVOY_START_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,10 @@ class Agent:
 
     async def _watch_envoy(self) -> None:
         """End the agent, and Envoy with it, if Envoy does not follow: an expired lease must not go on serving."""
+        await self._files.in_force(ENVOY_START_SECONDS)
         while True:
-            await self._files.in_force()
             await asyncio.sleep(ENVOY_SECONDS)
+            await self._files.in_force()
 
     def _listen_path(self) -> Path:
         return self._settings.run / "agent.sock"

@@ -57,15 +57,15 @@ class EnvoyFiles:
         temporary.replace(path)
         self._versions[name] = version
 
-    async def in_force(self) -> None:
-        """Return when Envoy runs with every file as last written. Raises NotInForce after 30 s without that."""
+    async def in_force(self, seconds: float = APPLY_SECONDS) -> None:
+        """Return when Envoy runs with every file as last written. Raises NotInForce after ``seconds``."""
         wanted = {_STATISTICS[name]: version for name, version in self._versions.items()}
         try:
-            async with asyncio.timeout(APPLY_SECONDS):
+            async with asyncio.timeout(seconds):
                 while not wanted.items() <= (await self._ask()).items():
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError as error:
-            raise NotInForce(f"Envoy did not take its configuration within {APPLY_SECONDS:.0f} s") from error
+            raise NotInForce(f"Envoy did not take its configuration within {seconds:.0f} s") from error
 
     async def _ask(self) -> dict[str, str]:
         try:

@@ -245,8 +245,14 @@ class EnvoyProcess:
         self.files.write(ROUTES_FILE, envoy.routes(view))
         self.files.write(TOKEN_FILE, envoy.token_check(view))
 
-    def apply(self, found: domains.DomainSet | None, *, failed: frozenset[str] = frozenset()) -> None:
-        self._write(envoy.View(ENVIRONMENT, found, failed, 1 << 20, 1))
+    def apply(
+        self,
+        found: domains.DomainSet | None,
+        *,
+        failed: frozenset[str] = frozenset(),
+        max_body_bytes: int = 1 << 20,
+    ) -> None:
+        self._write(envoy.View(ENVIRONMENT, found, failed, max_body_bytes, 1))
         asyncio.run(self.files.in_force())
 
     def connection(self, port: int | None = None) -> HTTPConnection:

@@ -257,6 +257,17 @@ def test_a_large_body_is_refused(world: World) -> None:
     assert world.backend.requests == []
 
 
+def test_a_body_as_large_as_allowed_passes(world: World, make_set: Callable[..., Any]) -> None:
+    world.envoy.apply(make_set(world.acme, world.beta), max_body_bytes=1 << 30)  # capped by the bootstrap's 8 MiB
+    for size, status in ((3 << 20, 200), (9 << 20, 413)):
+        big = {**QUESTION, "messages": [{"role": "user", "content": "x" * size}]}
+        assert world.chat(world.acme.token(), big).status == status
+        other = world.chat(world.acme.token(), {**big, "model": "other"})
+        assert other.status == (404 if status == 200 else 413)
+    ((_, headers, _),) = world.backend.requests
+    assert int(headers["content-length"]) > 3 << 20
+
+
 PATHS = [
     ("POST", "/api/pull"),
     ("DELETE", "/api/delete"),
