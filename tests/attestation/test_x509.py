@@ -39,6 +39,11 @@ def find(leaf: Issued, *issuers: Issued, roots: tuple[Issued, ...] = (ROOT,), no
     return path.find(leaf.parsed, [c.parsed for c in issuers], [root.digest for root in roots], now)
 
 
+def test_a_clock_without_a_zone_is_an_error() -> None:
+    with pytest.raises(BadInput, match="zone"):
+        find(LEAF, MIDDLE, ROOT, now=NOW.replace(tzinfo=None))
+
+
 def test_a_good_path() -> None:
     found = find(LEAF, MIDDLE, ROOT)
     assert found.problem == ""

@@ -70,8 +70,10 @@ def find(
 
     The leaf itself is no anchor. Several issuers may share a subject and have different keys: all are tried, within
     MAX_TRIES. ``understood`` are OID contents of extensions that may be critical. An anchor that names itself as
-    issuer must have signed itself, so that its dates can be relied on.
+    issuer must have signed itself, so that its dates can be relied on. Raises BadInput for a clock without a zone.
     """
+    if now.tzinfo is None:
+        raise BadInput("the clock has no zone", where="now", todo="pass an aware datetime")
     failed: list[Path] = []
     tries = [MAX_TRIES]
 
