@@ -25,7 +25,7 @@ from cube_attestation.bundle import Bundle
 from cube_attestation.claims import Claims
 from cube_attestation.client import Dial, MachineState, StaleGeneration
 from cube_attestation.control import METHODS, PREFIX, Admit, ControlMessage
-from cube_attestation.errors import AttestationError, BadInput, Unreachable
+from cube_attestation.errors import AttestationError, BadInput, KeyMismatch, Unreachable
 from cube_attestation.policy import Policy
 from cube_attestation.tpm import items as tpm_items
 from cube_attestation.tpm import verify as tpm_verify
@@ -263,7 +263,7 @@ def examine_when_up(address: str, trust: Trust, waiting: Waiting, *, launch_dige
             client.ready(address, timeout=min(_PROBE_S, left), dial=trust.dial)
             waiting.progress("machine is up, verifying its evidence")
             examined = examine(address, trust, timeout=min(30.0, left), launch_digest=launch_digest)
-        except (Unreachable, BadInput) as error:
+        except (Unreachable, KeyMismatch, BadInput) as error:  # another key: it rebooted in between
             last = error.what
         else:
             if not examined.passed:

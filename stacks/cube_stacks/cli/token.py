@@ -32,8 +32,8 @@ def add(commands: Any) -> None:
     issue.add_argument("--key", help="reference of the domain's token key (default: the environment's own)")
     issue.set_defaults(run=run_issue)
     revoke = parts.add_parser("revoke", help="revoke a token by its id, on all machines at once")
-    revoke.add_argument("--domain", required=True, help="the domain's name")
-    revoke.add_argument("jti", help="the token's id")
+    revoke.add_argument("words", nargs="+", metavar="[DOMAIN] JTI", help="the domain's name, and the token's id")
+    revoke.add_argument("--domain", metavar="DOMAIN", help="the domain's name")
     revoke.set_defaults(run=run_revoke)
 
 
@@ -76,8 +76,11 @@ def run_issue(asked: argparse.Namespace) -> int:
 
 
 def run_revoke(asked: argparse.Namespace) -> int:
-    domain = deployed(asked.environment, asked.domain)
-    tokens.revoke(asked.environment, domain["name"], asked.jti)
+    named = [*([asked.domain] if asked.domain else []), *asked.words]
+    if len(named) != 2:
+        raise ValueError("name a domain and a token: cube token revoke DOMAIN JTI")
+    domain, jti = deployed(asked.environment, named[0]), named[1]
+    tokens.revoke(asked.environment, domain["name"], jti)
     for name, record in records.all_of(asked.environment, "domain-sets").items():
         if any(each["id"] == domain["id"] for each in record["inputs"]["domains"]):
             try:
@@ -85,5 +88,5 @@ def run_revoke(asked: argparse.Namespace) -> int:
             except Failed as error:
                 words = f"kept, but not in force yet (run: cube reconcile): {error.message}"
                 raise Failed(error.code, words) from error
-            print(f"{asked.jti} is revoked for {domain['name']}, generation {state.outputs['generation']}")
+            print(f"{jti} is revoked for {domain['name']}, generation {state.outputs['generation']}")
     return 0

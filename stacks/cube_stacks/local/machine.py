@@ -7,7 +7,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from cube_stacks.local.process import Process, ProcessFailure, start_detached
 from cube_stacks.state import read_record, state_folder, write_record
 
 _RECORD = "machine.json"
+_PORT_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,10 @@ def load_all(environment: str) -> list[LocalMachine]:
     return [machine for machine in found if machine is not None]
 
 
+class _PortTaken(ProcessFailure):
+    """Somebody took a port between the look for a free one and QEMU's start."""
+
+
 def start(environment: str, name: str, boot: Boot, maker: TpmManufacturer) -> LocalMachine:
     """Make and start a new instance in the folder of `name`; what an earlier one left there is stopped and removed.
 
@@ -150,40 +155,44 @@ def start(environment: str, name: str, boot: Boot, maker: TpmManufacturer) -> Lo
     swtpm.manufacture(folder / "tpm", maker, name)
     shutil.copyfile(boot.variables, folder / qemu.VARIABLES)
     (folder / "launch.img").write_bytes(boot.launch)
-    service, management = free_ports(2)
     instance = f"{name}-{secrets.token_hex(4)}"
-    tpm: Process | None = None
-    emulator: Process | None = None
+    for attempt in range(1, _PORT_ATTEMPTS + 1):
+        service, management = free_ports(2)
+        stopped = LocalMachine(name, instance, folder, boot.accelerator, service, management, None, None)
+        try:
+            return _run(stopped, boot)
+        except _PortTaken:
+            if attempt == _PORT_ATTEMPTS:
+                raise
+    raise AssertionError("unreachable")
 
-    def record() -> LocalMachine:
-        machine = LocalMachine(name, instance, folder, boot.accelerator, service, management, tpm, emulator)
-        machine.save()
-        return machine
 
+def _run(stopped: LocalMachine, boot: Boot) -> LocalMachine:
+    """Start both processes, each recorded at once, so that none is ever lost."""
+    folder, log = stopped.folder, stopped.folder / "qemu.log"
+    machine = stopped
     try:
         tpm = swtpm.start(folder / "tpm", folder / qemu.TPM_SOCKET, folder / "swtpm.log")
-        record()
-        machine = qemu.Machine(
-            name=instance,
+        machine = replace(machine, swtpm=tpm)
+        machine.save()
+        emulated = qemu.Machine(
+            name=stopped.instance,
             firmware=boot.firmware,
             image=boot.image,
             disks=[qemu.Disk("launch", folder / "launch.img"), *boot.disks],
             cpus=boot.cpus,
             memory_mib=boot.memory_mib,
-            service_port=service,
-            management_port=management,
+            service_port=stopped.service_port,
+            management_port=stopped.management_port,
             clock=boot.clock,
         )
-        log = folder / "qemu.log"
-        emulator = start_detached(qemu.command(machine, boot.accelerator), log)
-        started = record()
-        _wait(started, log)
+        machine = replace(machine, qemu=start_detached(qemu.command(emulated, boot.accelerator), log))
+        machine.save()
+        _wait(machine, log)
     except BaseException:
-        for process in (emulator, tpm):
-            if process is not None:
-                process.stop()
+        machine.stop()
         raise
-    return started
+    return machine
 
 
 def _wait(machine: LocalMachine, log: Path) -> None:
@@ -191,5 +200,7 @@ def _wait(machine: LocalMachine, log: Path) -> None:
     end = time.monotonic() + 15
     while not qemu.wait_for_control(machine.folder, 0.2):
         if not machine.alive() or time.monotonic() > end:
-            said = [line for line in tail(log).splitlines() if line.strip()]
-            raise ProcessFailure(f"QEMU did not start: {clean(said[-1]) if said else 'it said nothing'}; see {log}")
+            lines = [line for line in tail(log).splitlines() if line.strip()]
+            said = clean(lines[-1]) if lines else "it said nothing"
+            failure = _PortTaken if "host forwarding rule" in said else ProcessFailure
+            raise failure(f"QEMU did not start: {said}; see {log}")

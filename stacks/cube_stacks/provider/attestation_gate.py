@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cube_attestation import bundle as bundles
 from cube_attestation import times
-from cube_attestation.errors import BadInput, Unreachable
+from cube_attestation.errors import BadInput, KeyMismatch, Unreachable
 from cube_attestation.verdict import TIERS
 
 from cube_stacks import gate, records, trust
@@ -113,7 +113,7 @@ def reverify(
         known = _trust(inputs, name)
         try:
             examined = gate.examine(address, known, timeout=timeout, launch_digest=inputs["launchDigest"])
-        except (Unreachable, BadInput) as error:
+        except (Unreachable, KeyMismatch, BadInput) as error:
             if watch.gone(console, inputs["instanceId"]):
                 return None
             down = watch.down(console, inputs["instanceId"])
@@ -127,7 +127,10 @@ def reverify(
         if examined.claims.boot != outputs.get("boot"):
             words = f"{REBOOTED}: another boot than the admitted one; it serves nothing until it is admitted"
             raise Unhealthy(id, outputs, [words])
-        return _admit(inputs, name, known, examined)
+        try:
+            return _admit(inputs, name, known, examined)
+        except (Unreachable, KeyMismatch) as error:
+            raise Unhealthy(id, outputs, [f"{UNREACHABLE}: verified, but {error}"]) from error
 
 
 def _trust(inputs: Properties, name: str) -> Trust:

@@ -14,6 +14,7 @@ from cube_stacks.ca import tpm_manufacturer
 from cube_stacks.local import machine as local
 from cube_stacks.local import qemu, tiny
 from cube_stacks.local.machine import Boot, LocalMachine
+from cube_stacks.local.ports import free_ports
 from cube_stacks.local.process import ProcessFailure
 from cube_stacks.state import state_folder
 
@@ -125,6 +126,19 @@ def test_qemu_that_refuses_its_arguments_says_why_and_leaves_nothing(boot: Boot)
     assert not left.alive()
     assert left.swtpm is not None
     assert not left.swtpm.alive()
+
+
+def test_ports_that_somebody_takes_first_are_chosen_again(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken, free = other.getsockname()[1], free_ports(3)
+        choices = iter([[free[0], taken], free[1:]])
+        monkeypatch.setattr(local, "free_ports", lambda _: next(choices))
+        started = start(boot)
+    try:
+        assert [started.service_port, started.management_port] == free[1:]
+        assert started.alive()
+    finally:
+        started.remove()
 
 
 def test_no_key_is_in_the_machines_folder_or_command(machine: LocalMachine) -> None:
