@@ -245,6 +245,12 @@ def facts(verified: Verified) -> dict[str, jcs.Json]:
             "product_name": key.product_name,
             **({"csp": key.csp} if key.csp else {}),
         }
+    elif report.product:
+        found["product"] = report.product
+        found["tcb"] = {
+            name: dict(abi.parse_tcb(raw, report.product).to_json(report.product))
+            for name, raw in _tcbs(report).items()
+        }
     else:
         found["tcb"] = {name: raw.hex() for name, raw in _tcbs(report).items()}
     if verified.chain:
