@@ -43,7 +43,7 @@ def install(
     state = client.state(address, expected_spki=tls_spki, timeout=timeout, dial=trust.dial)
     if state.boot != boot or state.domains_digest != wanted:
         body = {"domains": [dict(entry) for entry in entries]}
-        state = send(address, trust, "domains", body, boot, tls_spki, timeout=timeout)
+        state = send(address, trust, "domains", body, boot, tls_spki, state=state, timeout=timeout)
     examined = examine(address, trust, timeout=timeout, expected_spki=tls_spki, domains_digest=wanted)
     if not examined.passed:
         raise Refused(examined)

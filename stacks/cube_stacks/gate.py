@@ -321,13 +321,16 @@ def send(
     boot: str,
     tls_spki: str,
     *,
+    state: MachineState | None = None,
     timeout: float = 15.0,
 ) -> MachineState:
     """Sign and send one control message for that boot and key; a few tries if somebody else was first.
 
-    Raises KeyMismatch when another key answers (nothing was sent), Unreachable when the machine refuses.
+    `state`: the machine's, if the caller just asked for it. Raises KeyMismatch when another key answers (nothing
+    was sent), Unreachable when the machine refuses.
     """
-    state = client.state(address, expected_spki=tls_spki, timeout=timeout, dial=trust.dial)
+    if state is None:
+        state = client.state(address, expected_spki=tls_spki, timeout=timeout, dial=trust.dial)
     for attempt in range(1, _ATTEMPTS + 1):
         if state.boot != boot:
             raise Unreachable(

@@ -6,6 +6,8 @@ import pytest
 from cube_attestation import policy
 from cube_attestation.errors import BadInput
 from cube_stacks.policy_resolve import Anchors, _string, resolve
+from hypothesis import given
+from hypothesis import strategies as st
 
 IMAGE, LAUNCH, EK, AK, RECEIPT, OTHER = (f"sha256:{digit * 64}" for digit in "123456")
 ANCHORS = Anchors(IMAGE, LAUNCH, EK, AK, RECEIPT)
@@ -70,6 +72,15 @@ def test_the_tier_can_only_be_raised() -> None:
 def test_a_policy_that_cannot_be_used_is_refused(source: str, words: str) -> None:
     with pytest.raises(BadInput, match=words):
         resolved(source)
+
+
+@given(st.one_of(st.binary(max_size=300), st.text(max_size=300).map(lambda text: (SOURCE + text).encode())))
+def test_any_source_is_complete_or_refused(source: bytes) -> None:
+    try:
+        complete = resolve(source, ANCHORS, "local", "software")
+    except BadInput:
+        return
+    assert policy.load(complete).environment == "local"
 
 
 def test_resolving_is_stable_and_keeps_every_character() -> None:

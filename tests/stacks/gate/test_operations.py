@@ -4,6 +4,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -241,6 +243,28 @@ def test_reconcile_admits_a_new_boot_and_restores_domains(
     # The engine's outputs are of the boot before: its next refresh asks for an update, which finds all in place.
     with pytest.raises(Unhealthy, match=r"machine\.rebooted"):
         read_gate(gate_inputs, passed)
+
+
+def test_reconcile_watches_until_it_is_interrupted(machine: Any, gate_inputs: Properties, installed: State) -> None:
+    """A lease of six seconds stays valid as long as somebody watches, and runs out after that."""
+    record = records.find("local", "gates", "gate")
+    assert record is not None
+    records.keep("local", "gates", "gate", record["inputs"] | {"leaseSeconds": 6}, record["outputs"])
+    command = [str(Path(sys.executable).with_name("cube")), "reconcile", "--watch", "--interval", "1"]
+    watcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        end = time.monotonic() + 12
+        while time.monotonic() < end:
+            time.sleep(0.5)
+            assert client.ready(machine.management)[0]
+    finally:
+        watcher.send_signal(signal.SIGINT)
+        out, err = watcher.communicate(timeout=20)
+    assert watcher.returncode == 130
+    assert err == ""
+    assert out.count("lease renewed") >= 2
+    time.sleep(6.5)
+    assert client.ready(machine.management)[1] == ("lease.expired",)
 
 
 def test_reconcile_does_not_ask_a_refused_machine_twice(

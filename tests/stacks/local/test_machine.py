@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from cube_stacks.ca import tpm_manufacturer
+from cube_stacks.gate import Down
 from cube_stacks.local import machine as local
-from cube_stacks.local import qemu, tiny
+from cube_stacks.local import qemu, tiny, watch
 from cube_stacks.local.machine import Boot, LocalMachine
 from cube_stacks.local.ports import free_ports
 from cube_stacks.local.process import ProcessFailure
@@ -166,3 +167,29 @@ def test_a_record_that_was_cut_is_no_machine(machine: LocalMachine) -> None:
 
 def test_a_machine_has_its_folder_in_the_environment(machine: LocalMachine) -> None:
     assert machine.folder == state_folder("local") / "machines" / "m1"
+
+
+def test_the_watcher_tells_why_a_machine_does_not_answer(machine: LocalMachine) -> None:
+    log, instance = machine.console, machine.instance
+    assert printed(machine)
+    assert watch.down(log, instance) is None
+    assert not watch.gone(log, instance)
+    assert watch.down(log, "another-instance") == Down("there is no such machine any more", final=True)
+    assert watch.gone(log, "another-instance")
+    with log.open("a") as console:
+        console.write("device-mapper: verity: 254:2: data block 0 is corrupted\n")
+    assert watch.down(log, instance) == Down("device-mapper: verity: 254:2: data block 0 is corrupted", final=False)
+    qemu.control(machine.folder, "stop")
+    assert machine.stopped_by() == "paused"
+    qemu.control(machine.folder, "cont")
+    with pytest.raises(qemu.QemuFailure, match="refused no-such-command"):
+        qemu.control(machine.folder, "no-such-command")
+    machine.stop()
+    found = watch.down(log, instance)
+    assert found is not None
+    assert found.final
+    assert found.reason.startswith("the emulator ended: ")
+    assert "terminating on signal 15" in found.reason
+    assert watch.gone(log, instance)
+    with pytest.raises(qemu.QemuFailure, match="does not answer"):
+        qemu.control(machine.folder, "query-status")
