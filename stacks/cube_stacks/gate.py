@@ -193,7 +193,7 @@ def _deployment_reasons(
         reasons.append(Reason("launch.not_allowed", words))
     if domains_digest is not None and claims.domains.digest != domains_digest:
         words = f"the machine has domain set {claims.domains.digest or 'none'}, expected {domains_digest}"
-        reasons.append(Reason("claims.domains_mismatch", words))
+        reasons.append(Reason("domains.mismatch", words))
     return reasons
 
 
