@@ -4,12 +4,23 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 from . import dsse, jcs
 from .errors import BadInput
 from .fields import ENVIRONMENT, Fields
 from .verdict import TIERS
+
+if TYPE_CHECKING:
+    from .azure.policy import AzurePolicy
+    from .nvidia.policy import NvidiaPolicy
+    from .snp.policy import SnpPolicy
+    from .tdx.policy import TdxPolicy
+    from .tokens.appraise import TokenPolicy
+
+_T = TypeVar("_T")
 
 # Without these PCRs a boot is not pinned: 4 the programs that the firmware started, 8 the launch document, 9 the
 # kernel's command line and initrd as loaded, 11 the unified kernel image and the boot's phases.
@@ -46,7 +57,7 @@ class TpmRules:
 
 @dataclass(frozen=True)
 class Policy:
-    """A valid policy; ``digest`` is over the file's bytes."""
+    """A valid policy; ``digest`` is over the file's bytes. Sections that the file lacks are None."""
 
     environment: str
     lowest_tier: str
@@ -56,6 +67,11 @@ class Policy:
     tpm: TpmRules
     receipt_keys: tuple[str, ...]
     digest: str
+    snp: SnpPolicy | None = None
+    azure: AzurePolicy | None = None
+    tdx: TdxPolicy | None = None
+    nvidia: NvidiaPolicy | None = None
+    tokens: tuple[TokenPolicy, ...] = ()
 
 
 def load(data: bytes, *, where: str = "policy") -> Policy:
@@ -77,12 +93,52 @@ def load(data: bytes, *, where: str = "policy") -> Policy:
         max_clock_skew_s=skew,
         image=_image(fields.member("image")),
         launch=_launch(fields.member("launch")),
-        tpm=_tpm(fields.member("tpm")),
+        tpm=_tpm(fields.member("tpm"), needed=not any(fields.has(name) for name in ("azure", "snp", "tdx"))),
         receipt_keys=_freshness(fields.member("freshness")) if fields.has("freshness") else (),
         digest=dsse.digest(data),
+        snp=_section(fields, "snp", _snp),
+        azure=_section(fields, "azure", _azure),
+        tdx=_section(fields, "tdx", _tdx),
+        nvidia=_section(fields, "nvidia", _nvidia),
+        tokens=_tokens(fields) if fields.has("tokens") else (),
     )
     fields.done()
     return policy
+
+
+def _section(fields: Fields, name: str, read: Callable[[Fields], _T]) -> _T | None:
+    return read(fields.member(name)) if fields.has(name) else None
+
+
+def _snp(fields: Fields) -> SnpPolicy:
+    from .snp.policy import read_policy  # each imported only for a policy that has its section
+
+    return read_policy(fields)
+
+
+def _azure(fields: Fields) -> AzurePolicy:
+    from .azure.policy import read_policy
+
+    return read_policy(fields)
+
+
+def _tdx(fields: Fields) -> TdxPolicy:
+    from .tdx.policy import read_policy
+
+    return read_policy(fields)
+
+
+def _nvidia(fields: Fields) -> NvidiaPolicy:
+    from .nvidia.policy import NvidiaPolicy
+
+    return NvidiaPolicy.read(fields)
+
+
+def _tokens(fields: Fields) -> tuple[TokenPolicy, ...]:
+    from .tokens.appraise import TokenPolicy
+
+    entries = enumerate(fields.array("tokens", 16))
+    return tuple(TokenPolicy.read(Fields(entry, f"{fields.path('tokens')}[{i}]")) for i, entry in entries)
 
 
 def _optional(fields: Fields, name: str) -> tuple[str, ...]:
@@ -119,7 +175,8 @@ def _launch(fields: Fields) -> LaunchRules:
     return rules
 
 
-def _tpm(fields: Fields) -> TpmRules:
+def _tpm(fields: Fields, *, needed: bool) -> TpmRules:
+    """``needed``: nothing but the TPM vouches for the machine, so its roots have to be named."""
     pcrs: list[int] = []
     for i, value in enumerate(fields.array("pcrs", 24)):
         pcrs.append(Fields({"pcr": value}, f"{fields.path('pcrs')}[{i}]").integer("pcr", 0, 23))
@@ -132,7 +189,10 @@ def _tpm(fields: Fields) -> TpmRules:
         )
     if len(set(pcrs)) != len(pcrs):
         raise BadInput("a PCR occurs twice", where=fields.path("pcrs"))
-    rules = TpmRules(_needed(fields, "ek_roots"), _needed(fields, "ak_issuers"), tuple(sorted(pcrs)))
+    ek_roots, ak_issuers = (
+        _needed(fields, name) if needed or fields.has(name) else () for name in ("ek_roots", "ak_issuers")
+    )
+    rules = TpmRules(ek_roots, ak_issuers, tuple(sorted(pcrs)))
     fields.done()
     return rules
 

@@ -44,13 +44,18 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Kind:
-    """An evidence kind: the labels of its items with their media types, and its appraisal."""
+    """An evidence kind: the labels of its items with their media types, and its appraisal.
+
+    ``demanded``: whether policy or claims ask for it, so that its absence is a finding of its own.
+    """
 
     labels: dict[str, str]
     appraise: Callable[[Subject], Outcome]
+    demanded: Callable[[Subject], bool] = lambda _: False
 
-    def present(self, evidence: Collection) -> bool:
-        return any(label in evidence.items for label in self.labels)
+    def concerns(self, subject: Subject) -> bool:
+        """Whether there is evidence of this kind, or there should be."""
+        return any(label in subject.evidence.items for label in self.labels) or self.demanded(subject)
 
 
 def attempt(parse: Callable[[], _T]) -> tuple[_T | None, str]:

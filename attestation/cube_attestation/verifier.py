@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from . import bundle as bundles
-from . import dsse, jcs, launch, manifest, times
+from . import dsse, jcs, kinds, launch, manifest, times
 from .bundle import Bundle
 from .claims import MEDIA_TYPE as CLAIMS_MEDIA_TYPE
 from .claims import Claims
@@ -16,10 +17,8 @@ from .errors import BadInput, NotAuthentic
 from .policy import Policy
 from .subject import Kind, Subject, attempt
 from .tpm import appraise as tpm_appraise
-from .tpm.items import KIND as TPM
 from .verdict import TIERS, Comparison, ItemVerdict, Reason, Verdict
 
-KINDS: tuple[Kind, ...] = (TPM,)
 COMMON_LABELS = {
     "claims": CLAIMS_MEDIA_TYPE,
     "launch": launch.MEDIA_TYPE,
@@ -57,7 +56,8 @@ def verify(
     fresh = _freshness(bundle, policy, claims, now=now, nonce=nonce)
 
     subject = Subject(evidence, policy, now, claims, launched.payload, image)
-    outcomes = [kind.appraise(subject) for kind in KINDS if kind.present(evidence)]
+    present = kinds.of(subject)
+    outcomes = [kind.appraise(subject) for kind in present]
     reached = [outcome.tier for outcome in outcomes if outcome.tier]
     tier = max(reached, key=TIERS.index) if reached else ""
 
@@ -67,7 +67,7 @@ def verify(
             claims, policy, launched, fresh, bool(reached), now=now, nonce=nonce, tls_spki=tls_spki
         )
     items = [
-        *_unknown(evidence),
+        *_unknown(evidence, present),
         claims_item,
         launched.item,
         image_item,
@@ -89,10 +89,10 @@ def verify(
     )
 
 
-def _unknown(evidence: Collection) -> list[ItemVerdict]:
+def _unknown(evidence: Collection, present: Sequence[Kind]) -> list[ItemVerdict]:
     """An item for each label that nothing here reads or whose media type is not the label's."""
     known = dict(COMMON_LABELS)
-    for kind in KINDS:
+    for kind in present:
         known.update(kind.labels)
     found = []
     for label, item in sorted(evidence.items.items()):

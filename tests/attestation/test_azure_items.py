@@ -33,6 +33,8 @@ from cube_attestation.subject import Outcome, Subject
 from cube_attestation.tdx.collateral import Signed
 from cube_attestation.tdx.policy import TdxPolicy
 from cube_attestation.tpm import abi as tpm
+from cube_attestation.verdict import Verdict
+from cube_attestation.verifier import verify
 
 AZURE = fake_azure.FakeAzure()
 WORLD = fakepki.World()
@@ -350,3 +352,54 @@ def test_bad_azure_sections_name_the_member(members: dict[str, object], where: s
 def test_the_least_guest_svn_has_to_be_named() -> None:
     with pytest.raises(BadInput, match="is missing"):
         read_azure(Fields({}, "policy.azure"))
+
+
+def whole(items: dict[str, bytes], **policy: str) -> Verdict:
+    """The verdict over a whole bundle under a policy file."""
+    quoted = '["' + '", "'.join(fake_azure.roots()) + '"]'
+    sections = {
+        "lowest_tier": '"hardware-paravisor"',
+        "tpm.ek_roots": "",
+        "tpm.ak_issuers": "",
+        "azure.minimum_guest_svn": "7",
+        "azure.id_keys": f'["{"33" * 48}"]',
+        "azure.roots": quoted,
+        "snp.roots": "{" + ", ".join(f'"{digest}" = "{line}"' for digest, line in SNP.roots.items()) + "}",
+        **policy,
+    }
+    world = replace(WORLD, policy=sections)
+    bundle = bundles.Bundle(subject(items).evidence)
+    return verify(bundle, world.the_policy(), now=fakepki.NOW, nonce=world.nonce, tls_spki=world.tls_spki)
+
+
+def test_a_bundle_of_an_azure_machine_passes_under_its_policy_only() -> None:
+    verdict = whole(azure_items())
+    assert (verdict.codes, verdict.tier, verdict.exit_code) == ((), "hardware-paravisor", 0)
+    assert "azure.paravisor_trusted" in verdict.assumptions
+    without = whole(azure_items(), **{"azure.minimum_guest_svn": "", "azure.id_keys": "", "azure.roots": ""})
+    assert {"snp.identity.not_demanded", "azure.ak_chain.untrusted_root"} <= {*without.codes}
+    higher = whole(azure_items(), lowest_tier='"hardware"')
+    assert higher.codes == ("policy.tier.too_low",)
+    foreign = whole({**azure_items(), "tpm-quote": WORLD.quote()})
+    assert "azure.hcl.unbound_key" in foreign.codes
+    assert foreign.tier == ""
+
+
+def test_a_software_tpm_does_not_pass_for_a_confidential_machine() -> None:
+    world = replace(WORLD, policy={"lowest_tier": '"hardware-paravisor"'})
+    bundle = bundles.Bundle(WORLD.evidence())
+    verdict = verify(bundle, world.the_policy(), now=fakepki.NOW, nonce=world.nonce)
+    assert verdict.codes == ("policy.tier.too_low",)
+
+
+def test_a_bundle_of_an_snp_machine() -> None:
+    rules = {"snp.id_keys": f'["{"33" * 48}"]', "lowest_tier": '"hardware"', "tpm.pcrs": "[4, 8, 9, 11]"}
+    verdict = whole(snp_items(), **rules)
+    assert "snp-report" in [item.item for item in verdict.items if item.acceptable]
+    assert verdict.tier == "hardware"
+
+
+def test_roots_of_the_tpm_may_be_left_out_only_where_hardware_vouches() -> None:
+    assert whole(azure_items()).passed
+    with pytest.raises(BadInput, match="is missing"):
+        replace(WORLD, policy={"tpm.ek_roots": ""}).the_policy()

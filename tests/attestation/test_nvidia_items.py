@@ -14,6 +14,7 @@ from cube_attestation.errors import BadInput
 from cube_attestation.nvidia import abi
 from cube_attestation.nvidia.appraise import Collateral
 from cube_attestation.nvidia.items import (
+    ASSUMPTION,
     COLLATERAL,
     COLLATERAL_MEDIA_TYPE,
     DEVICES,
@@ -24,7 +25,8 @@ from cube_attestation.nvidia.items import (
 )
 from cube_attestation.subject import Subject
 from cube_attestation.verdict import ItemVerdict
-from fake_nvidia import NOW, FakeDevice, collateral, driver_rim, rules, vbios_rim
+from cube_attestation.verifier import verify
+from fake_nvidia import NOW, FakeDevice, collateral, driver_rim, rules, spki_digest, vbios_rim
 from fakepki import World
 
 
@@ -98,3 +100,58 @@ def test_collateral_item() -> None:
     assert decode_collateral(encode_collateral(given)) == given
     with pytest.raises(BadInput):
         decode_collateral(b'{"ocsp":[],"rims":[],"more":1}')
+
+
+class GpuWorld(World):
+    """A machine with a TPM and one GPU; ``gpu`` is what the claims name, ``shown`` what the bundle holds."""
+
+    gpu: bytes = b""
+    shown: bytes = b""
+    given: bytes = b""
+
+    def claims(self) -> Claims:
+        claims = super().claims()
+        return replace(claims, gpu="sha256:" + hashlib.sha256(self.gpu).hexdigest()) if self.gpu else claims
+
+    def evidence(self) -> Collection:
+        evidence = super().evidence()
+        if self.shown:
+            evidence = evidence.with_item(DEVICES, DEVICES_MEDIA_TYPE, self.shown, EVIDENCE)
+            evidence = evidence.with_item(COLLATERAL, COLLATERAL_MEDIA_TYPE, self.given, ENDORSEMENTS)
+        return evidence
+
+
+def gpu_world(**policy: str) -> GpuWorld:
+    world = GpuWorld()
+    _, world.gpu, given = machine(world)
+    world.shown, world.given = world.gpu, encode_collateral(given)
+    roots = {"device_roots": "nvidia root", "rim_roots": "rim root"}
+    world.policy = {f"nvidia.{name}": f'["{spki_digest(role)}"]' for name, role in roots.items()} | policy
+    return world
+
+
+def whole(world: GpuWorld) -> tuple[bool, tuple[str, ...], tuple[str, ...]]:
+    verdict = verify(world.bundle(), world.the_policy(), now=world.now, nonce=world.nonce, tls_spki=world.tls_spki)
+    return verdict.passed, verdict.codes, verdict.assumptions
+
+
+def test_the_whole_bundle() -> None:
+    """TPM, claims and GPU under one policy; the assumption about relays is said."""
+    passed, codes, assumptions = whole(gpu_world())
+    assert passed, codes
+    assert ASSUMPTION in assumptions
+    assert whole(gpu_world(**{"nvidia.minimum_driver": '"999"'}))[1] == ("nvidia.driver.too_old",)
+    other = gpu_world()
+    other.shown = machine(GpuWorld(tls_spki="sha256:" + "12" * 32))[1]
+    assert whole(other)[1] == ("nvidia.binding.digest_mismatch", "nvidia.report.nonce_mismatch")
+    silent = gpu_world()
+    silent.shown = b""
+    assert whole(silent)[1] == ("nvidia.evidence.missing",)
+    unasked = gpu_world()
+    unasked.policy = {}
+    assert "nvidia.chain.untrusted_root" in whole(unasked)[1]  # the defaults: NVIDIA's own roots
+    unasked.shown = b""
+    assert whole(unasked)[1] == ("nvidia.evidence.missing",)  # the claims speak of a GPU
+    bare = GpuWorld()
+    bare.policy = {"nvidia.devices": "1"}
+    assert whole(bare)[1] == ("nvidia.evidence.missing",)

@@ -11,7 +11,7 @@ from cube_attestation import jcs
 from cube_attestation.claims import Claims
 from cube_attestation.errors import BadInput
 from cube_attestation.fields import Fields, decode_base64
-from cube_attestation.subject import Outcome, Subject
+from cube_attestation.subject import Kind, Outcome, Subject
 from cube_attestation.verdict import Comparison, ItemVerdict, Reason
 
 from . import abi, ocsp
@@ -91,3 +91,12 @@ def appraise_nvidia(subject: Subject, policy: NvidiaPolicy) -> Outcome:
     items = appraise_bundle(subject, policy)
     authentic = all(item.authentic for item in items)
     return Outcome(items=items, tier="", assumptions=(ASSUMPTION,) if authentic else ())
+
+
+KIND = Kind(
+    labels=LABELS,
+    appraise=lambda subject: appraise_nvidia(subject, subject.policy.nvidia or NvidiaPolicy()),
+    demanded=lambda subject: (
+        subject.policy.nvidia is not None or (subject.claims is not None and subject.claims.gpu != "")
+    ),
+)

@@ -10,7 +10,7 @@ from cube_attestation import jcs
 from cube_attestation.claims import Claims
 from cube_attestation.errors import BadInput
 from cube_attestation.fields import Fields
-from cube_attestation.subject import Outcome, Subject
+from cube_attestation.subject import Kind, Outcome, Subject
 from cube_attestation.verdict import ItemVerdict, Reason
 
 from . import abi
@@ -90,3 +90,10 @@ def _outcome(items: Sequence[ItemVerdict]) -> Outcome:
 
 def _forged(issuer: str, code: str, words: str) -> ItemVerdict:
     return ItemVerdict(f"token-{issuer}", forged=(Reason(code, words),))
+
+
+KIND = Kind(
+    labels=LABELS,
+    appraise=lambda subject: appraise_tokens(subject, subject.policy.tokens),
+    demanded=lambda subject: bool(subject.policy.tokens),
+)
