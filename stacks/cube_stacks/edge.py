@@ -163,8 +163,9 @@ def apply(folder: Path, edge: Edge) -> Process:
         running.stop()
     host, port = split(edge.listen)
     if ports.in_use(host, port):
+        who = ports.holder(port) or "another program"
         raise ProcessFailure(
-            f"port {port} of {host} is in use by another program; stop it, or set another one with "
+            f"port {port} of {host} is in use by {who}; stop it, or set another one with "
             f"cube:edge: {{listen: {host}:<port>}}"
         )
     write_atomically(folder / _CONFIGURATION, configuration)

@@ -39,7 +39,7 @@ from cube_stacks.keys import SigningKey
 Clock = Callable[[], datetime]
 _NONCE_BYTES = 32
 _ATTEMPTS = 3
-_POLL_S, _PROBE_S = 0.25, 1.5
+_POLL_S = 0.2
 _SUSPICION_S = 20.0  # a corrupted block may be the root's or a model's: see whether the machine comes up
 
 
@@ -260,7 +260,7 @@ def examine_when_up(address: str, trust: Trust, waiting: Waiting, *, launch_dige
         if left <= 0:
             raise Overdue(f"no evidence within {waiting.deadline_s:g} s, got as far as {waiting.stage()}: {last}")
         try:
-            client.ready(address, timeout=min(_PROBE_S, left), dial=trust.dial)
+            client.ready(address, timeout=min(_probe_s(waiting.deadline_s - left), left), dial=trust.dial)
             waiting.progress("machine is up, verifying its evidence")
             examined = examine(address, trust, timeout=min(30.0, left), launch_digest=launch_digest)
         except (Unreachable, KeyMismatch, BadInput) as error:  # another key: it rebooted in between
@@ -278,6 +278,11 @@ def examine_when_up(address: str, trust: Trust, waiting: Waiting, *, launch_dige
                 raise BootFailed(down.reason)
         waiting.progress(f"waiting for the machine: {waiting.stage()}")
         waiting.pause(_POLL_S)
+
+
+def _probe_s(elapsed: float) -> float:
+    """Short at first, so that no probe of a booting machine outlasts its boot; longer for one that is only slow."""
+    return min(1.0 + elapsed / 30, 5.0)
 
 
 def admit(

@@ -136,7 +136,8 @@ def port(environment: str, listen: str) -> Finding:
         return Finding("port", "ok", f"{listen} is this environment's own edge")
     if ports.in_use(host, int(number)):
         todo = f"stop what listens there, or set cube:edge: {{listen: {host}:<port>}}"
-        return Finding("port", "bad", f"{listen} is in use by another program", todo)
+        who = ports.holder(int(number)) or "another program"
+        return Finding("port", "bad", f"{listen} is in use by {who}", todo)
     return Finding("port", "ok", f"{listen} is free")
 
 

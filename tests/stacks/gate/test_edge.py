@@ -2,6 +2,7 @@
 """The edge in front of real machines: who gets through, and when."""
 
 import http.client
+import os
 import socket
 import ssl
 import time
@@ -165,7 +166,7 @@ def test_members_change_without_a_new_process(
 def test_a_port_in_use_is_one_clear_line(trust: Trust, folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(ProcessFailure, match=f"port {port} of 127.0.0.1 is in use by another program"):
+        with pytest.raises(ProcessFailure, match=rf"port {port} of 127.0.0.1 is in use by .*\(pid {os.getpid()}\)"):
             edge.apply(folder, wanted(f"127.0.0.1:{port}", trust))
     assert edge.find(folder) is None
 
