@@ -137,8 +137,12 @@ def _nvidia(fields: Fields) -> NvidiaPolicy:
 def _tokens(fields: Fields) -> tuple[TokenPolicy, ...]:
     from .tokens.appraise import TokenPolicy
 
-    entries = enumerate(fields.array("tokens", 16))
-    return tuple(TokenPolicy.read(Fields(entry, f"{fields.path('tokens')}[{i}]")) for i, entry in entries)
+    where = fields.path("tokens")
+    entries = enumerate(fields.array("tokens", 8))
+    found = tuple(TokenPolicy.read(Fields(entry, f"{where}[{i}]")) for i, entry in entries)
+    if len({entry.issuer for entry in found}) != len(found):
+        raise BadInput("an issuer occurs twice", where=where, todo="write one entry with all that is accepted")
+    return found
 
 
 def _optional(fields: Fields, name: str) -> tuple[str, ...]:

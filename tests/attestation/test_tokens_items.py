@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import pytest
+from cube_attestation.bundle import Bundle
 from cube_attestation.claims import Claims
 from cube_attestation.cmw import EVIDENCE, Collection
 from cube_attestation.errors import BadInput
+from cube_attestation.policy import load
 from cube_attestation.subject import Subject
 from cube_attestation.tokens.appraise import TokenPolicy
 from cube_attestation.tokens.items import ITEM, LABELS, Given, appraise_tokens, decode, encode, expected_nonce
+from cube_attestation.verifier import verify
 from fake_tokens import ISS, KIDS, NOW, FakeToken, jwk, key_set, spki_digest, token_set
 from fakepki import World
 
@@ -77,3 +80,17 @@ def test_each_service_once() -> None:
     nras, _ = given(World())
     with pytest.raises(BadInput):
         decode(encode((nras, nras)))
+
+
+def test_policy_entries_and_the_whole_bundle() -> None:
+    """``[[tokens]]`` in a policy: each issuer once, and its token must be there."""
+    text = World().policy_toml()
+    entry = f'[[tokens]]\nissuer = "nras"\nkeys = ["{spki_digest("nras")}"]\n'
+    policy = load((text + "\n" + entry).encode())
+    assert [found.issuer for found in policy.tokens] == ["nras"]
+    with pytest.raises(BadInput, match="twice"):
+        load((text + "\n" + entry + entry).encode())
+    world, (nras, _) = World(), given(World())
+    assert verify(world.bundle(), policy, now=NOW, nonce=world.nonce).codes == ("token.missing",)
+    evidence = world.bundle().evidence.with_item(ITEM, LABELS[ITEM], encode((nras,)), EVIDENCE)
+    assert verify(Bundle(evidence), policy, now=NOW, nonce=world.nonce).passed
