@@ -9,12 +9,16 @@ from typing import Any
 
 import fakepki
 import pytest
+from cube_attestation.bundle import Bundle
 from cube_attestation.cmw import Collection
+from cube_attestation.policy import load
 from cube_attestation.subject import Outcome, Subject
 from cube_attestation.tdx.appraise import FIRMWARE_ASSUMPTION
 from cube_attestation.tdx.collateral import Signed
 from cube_attestation.tdx.items import LABELS, appraise_tdx
 from cube_attestation.tdx.policy import TdxPolicy
+from cube_attestation.verdict import Verdict
+from cube_attestation.verifier import verify
 from fake_tdx import NOW, FakeGoogle, FakeTdx
 
 WORLD = fakepki.World()
@@ -119,6 +123,49 @@ def test_endorsed_firmware() -> None:
     broken = judge({**parts, "gce-launch-endorsement": b"x"}, policy)
     assert codes(broken) == {"tdx.mrtd.not_allowed", "tdx.endorsement.malformed"}
     assert codes(judge({**parts, "gce-launch-endorsement": b"x"})) == set()  # nobody asked for it
+
+
+def whole(parts: dict[str, bytes], section: str) -> Verdict:
+    """The verdict over a whole bundle, a TD in place of the TPM, under a policy file with ``section``."""
+    collection = WORLD.evidence()
+    kept = ("claims", "launch", "image-manifest")
+    collection = Collection({label: item for label, item in collection.items.items() if label in kept})
+    for label, value in parts.items():
+        collection = collection.with_item(label, LABELS[label], value, 4)
+    policy = load((WORLD.policy_toml() + section).encode())
+    given: dict[str, Any] = {"now": fakepki.NOW, "nonce": fakepki.NONCE, "tls_spki": WORLD.tls_spki}
+    verdict = verify(Bundle(collection), policy, **given)
+    assert verdict.dump() == verify(Bundle(collection), policy, **given).dump()
+    return verdict
+
+
+SECTION = f"""
+[tdx]
+roots = ["{POLICY.roots[0]}"]
+mrtd = ["{"22" * 48}"]
+rtmr0 = ["{"30" * 48}"]
+rtmr1 = ["{"31" * 48}"]
+rtmr2 = ["{"32" * 48}"]
+rtmr3 = ["{"33" * 48}"]
+"""
+
+
+def test_a_whole_bundle() -> None:
+    """The claims rest on the TD's quote; the policy's section says which TD."""
+    parts = evidence(td())
+    verdict = whole(parts, SECTION)
+    assert (verdict.codes, verdict.tier, verdict.passed) == ((), "hardware", True)
+    refused = whole(parts, SECTION.replace("22" * 48, "44" * 48))
+    assert (refused.codes, refused.exit_code) == (("tdx.mrtd.not_allowed",), 1)
+    unexplained = whole(parts, SECTION.replace("rtmr1", "# rtmr1"))
+    assert (unexplained.codes, unexplained.exit_code) == (("tdx.rtmr.unexplained",), 1)
+    forged = whole({**parts, "tdx-quote": FakeTdx().quote()}, SECTION)
+    assert (forged.exit_code, forged.tier) == (2, "")
+    assert {"tdx.report_data.unbound", "claims.not_bound"} <= set(forged.codes)
+
+
+def test_no_section_no_td() -> None:
+    assert not whole(evidence(td()), "").passed
 
 
 def test_roots_of_the_policy() -> None:
