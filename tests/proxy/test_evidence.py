@@ -8,9 +8,6 @@ import base64
 import json
 
 import pytest
-
-pytest.importorskip("tpm2_pytss", reason="tpm2-pytss is not installed: pip install tpm2-pytss==2.3.0 (libtss2-dev)")
-
 from cube_proxy import evidence
 from cube_proxy.evidence import MAX_WAITING, TpmQueue
 from cube_proxy.http import HttpError
