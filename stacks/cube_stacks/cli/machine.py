@@ -17,17 +17,19 @@ def add(commands: Any) -> None:
         required=True, metavar="ACTION"
     )
     reboot = parts.add_parser("reboot", help="reset a machine; it serves nothing until it is verified again")
-    reboot.add_argument("name", nargs="?", default="machine")
+    reboot.add_argument("name", nargs="?", help="needed only when several run")
     reboot.set_defaults(run=run_reboot)
     stop = parts.add_parser("stop", help="end every machine and edge of the environment on this host")
     stop.set_defaults(run=run_stop)
 
 
-def _named(environment: str, name: str) -> LocalMachine:
-    found = machine.load(machine.machines_folder(environment) / name)
-    if found is None or not found.alive():
-        raise ValueError(f"environment {environment} has no running machine {name!r} on this host")
-    return found
+def _named(environment: str, name: str | None) -> LocalMachine:
+    running = [found for found in machine.load_all(environment) if found.alive()]
+    chosen = [found for found in running if name in (None, found.name, found.instance)]
+    if len(chosen) != 1:
+        names = ", ".join(found.name for found in running) or "none"
+        raise ValueError(f"environment {environment}: name one of the running machines: {names}")
+    return chosen[0]
 
 
 def run_reboot(asked: argparse.Namespace) -> int:

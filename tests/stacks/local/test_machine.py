@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from cube_stacks.ca import tpm_manufacturer
+from cube_stacks.cli import main
 from cube_stacks.gate import Down
 from cube_stacks.local import machine as local
 from cube_stacks.local import qemu, tiny, watch
@@ -117,6 +118,20 @@ def test_a_reboot_keeps_the_instance(machine: LocalMachine) -> None:
     assert printed(machine, 2)
     assert machine.alive()
     assert local.load(machine.folder) == machine
+
+
+def test_the_command_reboots_and_stops_it(machine: LocalMachine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(machine)
+    assert main(["machine", "reboot"]) == 0
+    assert f"{machine.instance} reboots" in capsys.readouterr().out
+    assert printed(machine, 2)
+    assert main(["machine", "reboot", "other"]) == 1
+    assert "name one of the running machines: m1" in capsys.readouterr().err
+    assert main(["machine", "stop"]) == 0
+    assert not machine.alive()
+    assert f"machine {machine.instance} stopped" in capsys.readouterr().out
+    assert main(["machine", "stop"]) == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_qemu_that_refuses_its_arguments_says_why_and_leaves_nothing(boot: Boot) -> None:
