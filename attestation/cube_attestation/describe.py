@@ -196,6 +196,36 @@ def _certificate_lines(certificate: object) -> Lines:
         yield f"  extension {extension.oid.dotted_string}{' (critical)' if extension.critical else ''}"
 
 
+def _snp_report(data: bytes) -> Lines:
+    from .snp import abi as snp
+    from .snp import appraise, verify
+
+    report = snp.parse_report(data, max_trailing=snp.MAX_TRAILING)
+    yield "AMD SEV-SNP report"
+    yield from _facts(appraise.facts(verify.Verified(report, "", None, ())))
+
+
+def _is_snp_report(data: bytes) -> bool:
+    return len(data) >= 1184 and data[0] in range(2, 6) and data[1:4] == bytes(3) and data[0x34:0x38] == b"\1\0\0\0"
+
+
+def _hcl_report(data: bytes) -> Lines:
+    from .azure import abi as azure
+    from .azure import appraise, verify
+
+    report = azure.parse_hcl(data)
+    yield "Azure HCL report"
+    found = verify.Verified(report, azure.parse_claims(report.claims), (), (), ())
+    yield from _facts(appraise.facts(found))
+    if report.tee == "snp":
+        yield from _snp_report(report.hardware)
+
+
+def _facts(facts: dict[str, jcs.Json]) -> Lines:
+    for name, value in facts.items():
+        yield f"  {name}: {value if isinstance(value, str) else jcs.dumps(value).decode()}"
+
+
 def _launch_disk(data: bytes) -> Lines:
     yield "launch disk"
     for line in _envelope_lines(launch.read_volume(data)):
@@ -208,8 +238,8 @@ def _policy(data: bytes) -> Lines:
     yield f"  images signed by: {', '.join(found.image.signers)}"
     yield f"  image manifests: {', '.join(found.image.allowed) or 'any of these signers'}"
     yield f"  launch documents: {', '.join(found.launch.signers + found.launch.allowed)}"
-    yield f"  TPMs of: {', '.join(found.tpm.ek_roots)}"
-    yield f"  attestation keys vouched for by: {', '.join(found.tpm.ak_issuers)}"
+    yield f"  TPMs of: {', '.join(found.tpm.ek_roots) or 'nobody'}"
+    yield f"  attestation keys vouched for by: {', '.join(found.tpm.ak_issuers) or 'nobody'}"
     yield f"  PCRs that must be as predicted: {', '.join(map(str, found.tpm.pcrs))}"
     yield f"  receipts of: {', '.join(found.receipt_keys) or 'nobody'}"
 
@@ -223,6 +253,8 @@ _READERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Lines]], ...] =
     (lambda data: data.startswith(launch.VOLUME_MAGIC), _launch_disk),
     (lambda data: data.startswith(b"\xffTCG"), _attest),
     (lambda data: data.startswith(b"\x1e"), _systemd_log),
+    (lambda data: data.startswith(b"HCLA"), _hcl_report),
+    (_is_snp_report, _snp_report),
     (lambda data: data.lstrip().startswith(b"-----BEGIN CERTIFICATE"), _certificates),
     (_is_tcg_log, _tcg_log),
     (lambda data: data.startswith(b"\x30\x82"), _certificate),

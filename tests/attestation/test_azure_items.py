@@ -22,6 +22,7 @@ from cube_attestation.azure.items import LABELS, appraise_azure
 from cube_attestation.azure.policy import AzurePolicy
 from cube_attestation.azure.policy import read_policy as read_azure
 from cube_attestation.cmw import Collection
+from cube_attestation.describe import describe
 from cube_attestation.errors import BadInput
 from cube_attestation.fields import Fields, decode_base64, encode_base64
 from cube_attestation.snp import appraise as snp_appraise
@@ -403,3 +404,14 @@ def test_roots_of_the_tpm_may_be_left_out_only_where_hardware_vouches() -> None:
     assert whole(azure_items()).passed
     with pytest.raises(BadInput, match="is missing"):
         replace(WORLD, policy={"tpm.ek_roots": ""}).the_policy()
+
+
+def test_inspect_says_what_reports_hold() -> None:
+    lines = describe(AZURE.hcl())
+    assert lines[0] == "Azure HCL report"
+    assert {"  secure_boot: true", "  console: off", "AMD SEV-SNP report", "  guest_svn: 7"} <= {*lines}
+    report = describe(SNP.report())
+    assert report[0] == "AMD SEV-SNP report"
+    assert any("microcode" in line and "219" in line for line in report)
+    with pytest.raises(BadInput):
+        describe(AZURE.hcl()[:1300])
