@@ -94,7 +94,8 @@ def summary(outputs: Mapping[str, Any], base: str, ca: Path) -> str:
     domain = outputs["domains"][0]
     model = domain["models"][0]
     verdict = "\n".join(f"  {line}" for line in outputs["verdict"][:3])
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": PROMPT}]})
+    question = [{"role": "user", "content": PROMPT}]
+    body = json.dumps({"model": model, "messages": question, "max_tokens": chat.MAX_TOKENS})
     return f"""\
 Verdict
 {verdict}
@@ -103,7 +104,7 @@ Endpoint: {outputs["endpoint"]} (CA: {ca})
 
 With curl:
 
-  curl --cacert {ca} {base}/chat/completions \\
+  curl -sS --cacert {ca} {base}/chat/completions \\
     -H "Authorization: Bearer $(make -s token DOMAIN={domain["name"]})" \\
     -H 'Content-Type: application/json' -d '{body}'
 
@@ -115,8 +116,10 @@ client = openai.OpenAI(
     base_url="{base}", api_key=os.environ["TOKEN"],
     http_client=openai.DefaultHttpxClient(verify=ssl.create_default_context(cafile="{ca}")),
 )
-question = [{{"role": "user", "content": "{PROMPT}"}}]
-print(client.chat.completions.create(model="{model}", messages=question).choices[0].message.content)'"""
+answer = client.chat.completions.create(
+    model="{model}", max_tokens={chat.MAX_TOKENS}, messages={json.dumps(question)}
+)
+print(answer.choices[0].message.content)'"""
 
 
 def down() -> int:
