@@ -16,6 +16,8 @@ from datetime import UTC, datetime, timedelta
 from cube_attestation.errors import BadInput
 from cube_attestation.x509 import certificate, keys, path
 
+from .chains import Problem
+
 MEDIA_TYPE = "application/vnd.cube.gce-launch-endorsement"
 MAX_BYTES = 256 << 10
 MAX_MEASUREMENTS = 4096
@@ -51,14 +53,6 @@ class Endorsement:
         return next((one for one in self.measurements if one.mr_td == mr_td), None)
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Why an endorsement does not hold: the last part of ``tdx.endorsement.<why>``, and a sentence."""
-
-    why: str
-    words: str
-
-
 def parse(data: bytes) -> Endorsement:
     """Read a ``.binarypb`` (VMLaunchEndorsement). Raises BadInput; unknown fields are skipped, as protobuf does."""
     if len(data) > MAX_BYTES:
@@ -86,7 +80,10 @@ def parse(data: bytes) -> Endorsement:
 
 
 def verify(found: Endorsement, roots: Collection[str], now: datetime) -> Problem | None:
-    """Check signature and chain at ``now``. ``roots`` are SPKI digests that the policy names."""
+    """Check signature and chain at ``now``. ``roots`` are SPKI digests that the policy names.
+
+    The outcome's ``why`` is the last part of ``tdx.endorsement.<why>``; None: it holds.
+    """
     where = "launch endorsement's certificates"
     try:
         (signer,) = certificate.load(found.signer, where=where)
