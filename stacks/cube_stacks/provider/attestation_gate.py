@@ -123,7 +123,8 @@ def reverify(
             _keep_refused(inputs, name, examined)
             revoked = _revoke(inputs, known, outputs, examined)
             reasons = [f"{reason.code}: {reason.words}" for reason in examined.reasons]
-            raise Unhealthy(id, outputs, [*reasons, "its lease is revoked"] if revoked else reasons)
+            lease = "is revoked" if revoked else f"could not be revoked and ends at {outputs['leaseExpires']}"
+            raise Unhealthy(id, outputs, [*reasons, f"its lease {lease}"])
         if examined.claims.boot != outputs.get("boot"):
             words = f"{REBOOTED}: another boot than the admitted one; it serves nothing until it is admitted"
             raise Unhealthy(id, outputs, [words])

@@ -155,6 +155,19 @@ def test_a_machine_that_no_longer_passes_loses_its_lease(
     assert json.loads(refused.read_text())["passed"] is False
 
 
+def test_a_man_in_the_middle_of_a_re_verification_is_named(
+    machine: Any, gate_inputs: Properties, passed: State, relays: Callable[..., str], tmp_path: Path
+) -> None:
+    middle = gate_inputs | {"managementAddress": relays(machine.management, tmp_path)}
+    with pytest.raises(Unhealthy) as unhealthy:
+        read_gate(middle, passed)
+    assert unhealthy.value.reasons[0].startswith("claims.tls_key_mismatch")
+    assert unhealthy.value.reasons[-1].startswith("its lease could not be revoked and ends at ")
+    with pytest.raises(Failed, match=r"claims\.tls_key_mismatch") as failed:
+        AttestationGate().create(context("gate"), middle)
+    assert failed.value.code == "FAILED_PRECONDITION"
+
+
 def test_a_refused_machine_is_never_admitted(
     machine: Any, gate_inputs: Properties, machines: Callable[..., Any]
 ) -> None:
