@@ -6,12 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from . import bundle as bundles
-from . import claims, dsse, jcs, launch, policy, times, x509chain
+from . import claims, dsse, jcs, launch, policy, times
 from .cmw import Collection
 from .errors import BadInput
 from .fields import kind
 from .tpm import abi, eventlog
 from .tpm.verify import QuoteEvidence
+from .x509 import certificate
+from .x509.der import dotted
 
 _INDICATORS = {1: "reference value", 2: "endorsement", 4: "evidence"}
 Lines = Iterator[str]
@@ -173,27 +175,13 @@ def _envelope_lines(value: object) -> Lines:
 
 
 def _certificates(data: bytes) -> Lines:
-    chain = x509chain.load_pem_chain(data, where="file")
-    for certificate in chain:
-        yield from _certificate_lines(certificate)
-
-
-def _certificate(data: bytes) -> Lines:
-    yield from _certificate_lines(x509chain.load_der(data, where="file"))
-
-
-def _certificate_lines(certificate: object) -> Lines:
-    from cryptography import x509
-
-    if not isinstance(certificate, x509.Certificate):
-        raise BadInput("not a certificate")
-    yield f"certificate of {x509chain.name(certificate)}"
-    yield f"  issuer: {certificate.issuer.rfc4514_string()}"
-    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    yield f"  valid: {times.format_time(start)} to {times.format_time(end)}"
-    yield f"  spki: {dsse.spki_digest(certificate.public_key())}"
-    for extension in certificate.extensions:
-        yield f"  extension {extension.oid.dotted_string}{' (critical)' if extension.critical else ''}"
+    for found in certificate.load(data, where="file", padding=True):
+        yield f"certificate of {found.name}"
+        yield f"  issuer: {certificate.describe(found.issuer)}"
+        yield f"  valid: {times.format_time(found.not_before)} to {times.format_time(found.not_after)}"
+        yield f"  spki: {found.spki_digest}"
+        for oid, extension in found.extensions.items():
+            yield f"  extension {dotted(oid)}{' (critical)' if extension.critical else ''}"
 
 
 def _snp_report(data: bytes) -> Lines:
@@ -257,12 +245,12 @@ _READERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Lines]], ...] =
     (_is_snp_report, _snp_report),
     (lambda data: data.lstrip().startswith(b"-----BEGIN CERTIFICATE"), _certificates),
     (_is_tcg_log, _tcg_log),
-    (lambda data: data.startswith(b"\x30\x82"), _certificate),
+    (lambda data: data.startswith(b"\x30\x82"), _certificates),
     (_is_policy, _policy),
 )
 _BY_LABEL: dict[str, Callable[[bytes], Lines]] = {
     "tcg-eventlog": _tcg_log,
     "systemd-eventlog": _systemd_log,
-    "ek-certificate": _certificate,
-    "ak-certificate": _certificate,
+    "ek-certificate": _certificates,
+    "ak-certificate": _certificates,
 }

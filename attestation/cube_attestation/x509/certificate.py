@@ -282,6 +282,7 @@ def attributes(name: bytes) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
+@lru_cache(maxsize=1024)
 def describe(name: bytes) -> str:
     """A Name for people, at most 160 characters."""
     pairs = attributes(name)
