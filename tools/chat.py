@@ -15,7 +15,7 @@ ANSWER_S: Final = 300  # emulated processors are slow
 SAY_S: Final = 2
 RETRY_S: Final = 0.3
 FIRST: Final = "waiting for the first token"
-MAX_TOKENS: Final = 48
+MAX_TOKENS: Final = 24
 
 
 class NoAnswer(Exception):

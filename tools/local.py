@@ -95,7 +95,7 @@ def summary(outputs: Mapping[str, Any], base: str, ca: Path) -> str:
     model = domain["models"][0]
     verdict = "\n".join(f"  {line}" for line in outputs["verdict"][:3])
     question = [{"role": "user", "content": PROMPT}]
-    body = json.dumps({"model": model, "messages": question, "max_tokens": chat.MAX_TOKENS})
+    body = json.dumps({"model": model, "messages": question, "max_tokens": chat.MAX_TOKENS, "temperature": 0})
     return f"""\
 Verdict
 {verdict}
@@ -117,7 +117,7 @@ client = openai.OpenAI(
     http_client=openai.DefaultHttpxClient(verify=ssl.create_default_context(cafile="{ca}")),
 )
 answer = client.chat.completions.create(
-    model="{model}", max_tokens={chat.MAX_TOKENS}, messages={json.dumps(question)}
+    model="{model}", max_tokens={chat.MAX_TOKENS}, temperature=0, messages={json.dumps(question)}
 )
 print(answer.choices[0].message.content)'"""
 
