@@ -63,6 +63,8 @@ class Thing(Resource):
         ctx.warn("looked")
         if id == "gone":
             return None
+        if id in ("unreadable", "cancelled"):
+            raise Failed("UNAVAILABLE" if id == "unreadable" else "CANCELLED", "the manifest can't be read")
         if id == "sick":
             raise Unhealthy(id, outputs, ["lease.expired"])
         return State(id, outputs)
@@ -257,6 +259,20 @@ def test_read_well_gone_and_sick(running: Running) -> None:
     warnings = [log for log in running.engine.logs if log.severity == engine_pb2.WARNING]
     assert warnings[0].urn == URN
     assert not warnings[0].ephemeral
+
+
+def test_what_cant_be_looked_at_is_kept_so_that_it_can_be_destroyed(running: Running) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        read(running, "unreadable")
+    detail = init_failure(caught.value)
+    assert list(detail.reasons) == ["the manifest can't be read"]
+    assert wire.decode(detail.properties)[0] == {"endpoint": "e"}
+    with pytest.raises(grpc.RpcError) as caught:
+        read(running, "cancelled")
+    assert caught.value.code() == grpc.StatusCode.CANCELLED
+    with pytest.raises(grpc.RpcError) as caught:  # an import: nothing is known yet
+        running.stub.Read(provider_pb2.ReadRequest(id="unreadable", urn=URN), timeout=5)
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
 def test_update_and_delete(running: Running) -> None:

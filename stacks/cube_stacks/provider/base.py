@@ -131,7 +131,10 @@ class Resource(ABC):
 
     @abstractmethod
     def read(self, ctx: Context, id: str, inputs: Properties, outputs: Properties) -> State | None:
-        """As it is now, None when it is gone. Also called by `pulumi preview`: be quick. May raise `Unhealthy`."""
+        """As it is now, None when it is gone. Also called by `pulumi preview` and before `destroy`: be quick.
+
+        May raise `Unhealthy`; so does the server for a `Failed`, which could otherwise not be destroyed.
+        """
 
     @abstractmethod
     def update(self, ctx: Context, id: str, old_outputs: Properties, inputs: Properties) -> State:

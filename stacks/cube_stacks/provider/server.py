@@ -158,7 +158,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
             outputs, also_hidden = wire.decode(request.properties)
             secrets = hidden | also_hidden
             with self._unhealthy(resource, context, inputs, secrets):
-                state = resource.read(ctx, request.id, inputs, outputs)
+                state = _read(resource, ctx, request.id, inputs, outputs)
             if state is None:
                 return provider_pb2.ReadResponse()
             return provider_pb2.ReadResponse(
@@ -260,6 +260,16 @@ def _abort(context: Any, code: Code, message: str, detail: Any = None) -> NoRetu
         metadata = (("grpc-status-details-bin", whole.SerializeToString()),)
     context.abort_with_status(_Ended(status, message, metadata))
     raise AssertionError("abort_with_status returned")
+
+
+def _read(resource: Resource, ctx: Context, id: str, inputs: Properties, outputs: Properties) -> State | None:
+    """A known resource that can't be looked at is unhealthy: a plain error would stop even `pulumi destroy`."""
+    try:
+        return resource.read(ctx, id, inputs, outputs)
+    except Failed as failure:
+        if not outputs or failure.code == "CANCELLED":
+            raise  # there is nothing to keep, or nobody to tell
+        raise Unhealthy(id, outputs, [failure.message]) from failure
 
 
 def _previewed(resource: Resource, ctx: Context, inputs: Properties) -> Properties:
