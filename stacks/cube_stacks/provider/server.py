@@ -32,7 +32,7 @@ from pulumi.runtime.proto import (
 )
 
 from cube_stacks.provider import wire
-from cube_stacks.provider.base import UNKNOWN, Code, Context, Failed, Properties, Resource, Unhealthy
+from cube_stacks.provider.base import UNKNOWN, Code, Context, Failed, Properties, Resource, State, Unhealthy
 from cube_stacks.provider.schema import RESOURCES, package_schema, problems
 
 _REPEAT_S: Final = 1.5  # a status line is repeated this often, so that no wait is silent for 2 s
