@@ -65,7 +65,7 @@ def up() -> int:
     in_the_way = list(preflight.problems(ENVIRONMENT, environment.listen()))
     if in_the_way:
         raise EnvironmentProblem("\n       ".join(in_the_way))
-    status = run_engine(variables, "up", "--yes", "--skip-preview")
+    status = run_engine(variables, "up", "--yes", "--skip-preview", "--suppress-outputs")
     if status:
         say("\nnot up: see the errors above. `make up` goes on from here, `make down` takes everything away")
         return status
