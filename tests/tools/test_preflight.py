@@ -44,5 +44,6 @@ def test_a_taken_port_is_said_before_anything_is_built(tmp_path: Path, monkeypat
         other.listen()
         listen = f"127.0.0.1:{other.getsockname()[1]}"
         (found,) = preflight.problems("local", listen)
-    assert found.startswith(f"port: {listen} is in use by another program; ")
+    assert found.startswith(f"port: {listen} is in use by ")
+    assert "cube:edge" in found
     assert list(preflight.problems("local", listen)) == []
