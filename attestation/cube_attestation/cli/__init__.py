@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from . import prove
+
 BAD_INPUT, UNREACHABLE, USAGE = 3, 4, 64
 
 
@@ -49,6 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("subject", metavar="BUNDLE")
     explain.add_argument("--policy", required=True, metavar="FILE")
     explain.add_argument("--at", metavar="TIME", help="verify as of this time")
+
+    prove.add(commands)
     return parser
 
 

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole bundles of every kind of machine, signed by the fake vendors, each with a policy under which it passes."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from base64 import b64encode
+from dataclasses import dataclass, replace
+from typing import Any
+
+import fake_azure
+import fake_nvidia
+import fake_snp
+import fake_tdx
+import fake_tokens
+import fake_x509
+import fakepki
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding
+from cube_attestation import jcs
+from cube_attestation.azure.items import LABELS as AZURE_LABELS
+from cube_attestation.bundle import Bundle
+from cube_attestation.claims import MEDIA_TYPE as CLAIMS
+from cube_attestation.claims import Claims
+from cube_attestation.cmw import ENDORSEMENTS, EVIDENCE, Collection
+from cube_attestation.fields import decode_base64, encode_base64
+from cube_attestation.nvidia import abi as nvidia_abi
+from cube_attestation.nvidia import items as nvidia
+from cube_attestation.policy import Policy
+from cube_attestation.policy import load as load_policy
+from cube_attestation.snp.items import LABELS as SNP_LABELS
+from cube_attestation.tdx.collateral import Signed
+from cube_attestation.tdx.items import LABELS as TDX_LABELS
+from cube_attestation.tokens import items as tokens
+from cube_attestation.tpm import abi as tpm
+
+MACHINE = ("snp-report", "tdx-quote", "ccel", "azure-hcl", "nvidia-devices", "tokens", "tpm-quote")
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A bundle that passes at ``fakepki.NOW`` under the policy of ``toml``."""
+
+    bundle: Bundle
+    toml: str
+
+    @property
+    def policy(self) -> Policy:
+        return load_policy(self.toml.encode())
+
+
+def _with(collection: Collection, parts: dict[str, bytes], media: dict[str, str]) -> Collection:
+    for label, value in parts.items():
+        indicator = EVIDENCE if label in MACHINE else ENDORSEMENTS
+        collection = collection.with_item(label, media[label], value, indicator)
+    return collection
+
+
+def _kept(collection: Collection, *labels: str) -> Collection:
+    return Collection({label: item for label, item in collection.items.items() if label in labels})
+
+
+def local() -> Whole:
+    """A software TPM, with the gate's receipt."""
+    world = fakepki.World()
+    return Whole(world.receipted(), world.policy_toml())
+
+
+def snp() -> Whole:
+    """An SNP guest without a TPM."""
+    world = fakepki.World()
+    machine = fake_snp.FakeSnp().with_fields(report_data=world.claims().report_data())
+    parts = {
+        "snp-report": machine.report(),
+        "snp-certificates": machine.leaf.pem + machine.ask.pem + machine.ark.pem,
+        "snp-crl": machine.crl,
+    }
+    evidence = _with(_kept(world.evidence(), "claims", "launch", "image-manifest"), parts, SNP_LABELS)
+    roots = "\n".join(f'"{digest}" = "{line}"' for digest, line in machine.roots.items())
+    section = f'[snp]\nmeasurements = ["{"11" * 48}"]\nid_keys = ["{"33" * 48}"]\n[snp.roots]\n{roots}\n'
+    return Whole(Bundle(evidence), world.policy_toml() + section)
+
+
+def _rsa_quote(item: bytes) -> bytes:
+    """The ``tpm-quote`` item signed by the Azure machine's RSA key."""
+    value = jcs.loads(item)
+    assert isinstance(value, dict)
+    attest = decode_base64(str(value["attest"]), where="attest")
+    signature = fake_x509.rsa_key("AK").sign(attest, padding.PKCS1v15(), hashes.SHA256())
+    encoded = struct.pack(">HH", tpm.ALG_RSASSA, tpm.ALG_SHA256) + tpm.sized(signature)
+    modulus = fake_x509.rsa_key("AK").public_key().public_numbers().n.to_bytes(256, "big")
+    head = struct.pack(">HHI", tpm.ALG_RSA, tpm.ALG_SHA256, fakepki.AK_ATTRIBUTES) + tpm.sized(b"")
+    scheme = struct.pack(">HHHHI", tpm.ALG_NULL, tpm.ALG_RSASSA, tpm.ALG_SHA256, 2048, 0)
+    public = head + scheme + tpm.sized(modulus)
+    return jcs.dumps({**value, "signature": encode_base64(encoded), "ak_public": encode_base64(public)})
+
+
+def azure() -> Whole:
+    """An Azure confidential VM on SNP."""
+    world, machine = fakepki.World(), fake_azure.FakeAzure()
+    processor = machine.machine()
+    der, issuers = machine.certificates()
+    leaf = b"-----BEGIN CERTIFICATE-----\n" + b64encode(der) + b"\n-----END CERTIFICATE-----\n"
+    crls = b"".join(
+        b"-----BEGIN X509 CRL-----\n" + b64encode(data) + b"\n-----END X509 CRL-----\n" for data in machine.crls()
+    )
+    parts = {
+        "azure-hcl": machine.hcl(),
+        "azure-ak-chain": leaf + issuers,
+        "azure-crls": crls,
+        "snp-certificates": processor.leaf.pem + processor.ask.pem + processor.ark.pem,
+        "snp-crl": processor.crl,
+        "tpm-quote": _rsa_quote(world.quote()),
+    }
+    media = {**SNP_LABELS, **AZURE_LABELS, "tpm-quote": "application/vnd.cube.tpm-quote+json"}
+    kept = ("claims", "launch", "image-manifest", "tcg-eventlog", "systemd-eventlog")
+    evidence = _with(_kept(world.evidence(), *kept), parts, media)
+    roots = "\n".join(f'"{digest}" = "{line}"' for digest, line in processor.roots.items())
+    section = (
+        f'[azure]\nminimum_guest_svn = 7\nid_keys = ["{"33" * 48}"]\nroots = ["{fake_azure.roots()[0]}"]\n'
+        f"[snp.roots]\n{roots}\n"
+    )
+    return Whole(Bundle(evidence), world.policy_toml() + section)
+
+
+def _body(signed: Signed | None, member: str) -> bytes:
+    assert signed is not None
+    return b'{"%b":%b,"signature":"%b"}' % (member.encode(), signed.content, signed.signature.hex().encode())
+
+
+def ccel_log(digests: dict[int, bytes]) -> bytes:
+    """A CC event log with one event per register (0: RTMR0)."""
+    spec = b"Spec ID Event03\0" + struct.pack("<IBBBBIHHB", 0, 0, 2, 0, 2, 1, 0x0C, 48, 0)
+    log = struct.pack("<II", 1, 3) + bytes(20) + struct.pack("<I", len(spec)) + spec
+    for register, digest in digests.items():
+        log += struct.pack("<IIIH", register + 1, 0x80000007, 1, 0x0C) + digest + struct.pack("<I", 0)
+    return log
+
+
+def tdx(**td: Any) -> Whole:
+    """A TD without a TPM, with an event log."""
+    world = fakepki.World()
+    measured = {i: hashlib.sha384(b"event %d" % i).digest() for i in range(3)}
+    rtmrs = (*(hashlib.sha384(bytes(48) + measured[i]).digest() for i in range(3)), bytes(48))
+    machine = fake_tdx.FakeTdx(td={"report_data": world.claims().report_data(), "rtmrs": rtmrs, **td})
+    given = machine.collateral()
+    parts = {
+        "tdx-quote": machine.quote(),
+        "ccel": ccel_log(measured),
+        "tdx-tcb-info": _body(given.tcb_info, "tcbInfo"),
+        "tdx-tcb-info-chain": given.tcb_info_chain,
+        "tdx-qe-identity": _body(given.qe_identity, "enclaveIdentity"),
+        "tdx-qe-identity-chain": given.qe_identity_chain,
+        "tdx-root-crl": given.root_crl or b"",
+        "tdx-pck-crl": given.pck_crl or b"",
+    }
+    evidence = _with(_kept(world.evidence(), "claims", "launch", "image-manifest"), parts, TDX_LABELS)
+    pinned = "".join(f'rtmr{i} = ["{value.hex()}"]\n' for i, value in enumerate(rtmrs))
+    section = f'[tdx]\nroots = ["{machine.anchors[0]}"]\nmrtd = ["{"22" * 48}"]\n{pinned}'
+    return Whole(Bundle(evidence), world.policy_toml() + section)
+
+
+class GpuWorld(fakepki.World):
+    """A machine whose claims name its GPU's evidence."""
+
+    devices: bytes = b""
+
+    def claims(self) -> Claims:
+        claims = super().claims()
+        if not self.devices:
+            return claims
+        return replace(claims, gpu="sha256:" + hashlib.sha256(self.devices).hexdigest())
+
+
+def gpu() -> Whole:
+    """A software TPM with a GPU and a token of NVIDIA's service for it."""
+    world = GpuWorld()
+    nonce = world.claims().gpu_nonce()
+    device = fake_nvidia.FakeDevice(nonce=nonce)
+    world.devices = nvidia_abi.encode_evidence((device.evidence(),))
+    given = fake_nvidia.collateral(fake_nvidia.driver_rim(), fake_nvidia.vbios_rim(), devices=(device,))
+    claims = world.claims()
+    eat = {"eat_nonce": tokens.expected_nonce("nras", claims)}
+    member = fake_tokens.FakeToken("nras", device=True, claims=eat).text()
+    answer = fake_tokens.token_set(fake_tokens.FakeToken("nras", claims=eat), GPU_0=member)
+    keys = fake_tokens.key_set(fake_tokens.jwk("nras", fake_tokens.KIDS["nras"]))
+    ita_nonce = {"verifier_nonce": {"val": tokens.expected_nonce("ita", claims)}}
+    ita = fake_tokens.FakeToken("ita", claims=ita_nonce).data()
+    ita_keys = fake_tokens.key_set(fake_tokens.jwk("ita", fake_tokens.KIDS["ita"]))
+    parts = {
+        "nvidia-devices": world.devices,
+        "nvidia-collateral": nvidia.encode_collateral(given),
+        "tokens": tokens.encode((tokens.Given("nras", answer, keys), tokens.Given("ita", ita, ita_keys))),
+    }
+    evidence = _with(world.evidence(), parts, {**nvidia.LABELS, **tokens.LABELS})
+    assert evidence.items["claims"].media_type == CLAIMS
+    section = (
+        f'[nvidia]\ndevice_roots = ["{fake_nvidia.spki_digest("nvidia root")}"]\n'
+        f'rim_roots = ["{fake_nvidia.spki_digest("rim root")}"]\n'
+        f'[[tokens]]\nissuer = "nras"\nkeys = ["{fake_tokens.spki_digest("nras")}"]\n'
+        f'[[tokens]]\nissuer = "ita"\nkeys = ["{fake_tokens.spki_digest("ita")}"]\n'
+    )
+    return Whole(Bundle(evidence), world.policy_toml() + section)
+
+
+ALL = {"local": local, "snp": snp, "azure": azure, "tdx": tdx, "gpu": gpu}
