@@ -15,6 +15,7 @@ import cube_attestation
 import pytest
 from cube_attestation import dsse, jcs
 from cube_attestation.bundle import Bundle
+from cube_attestation.check.result import NAMES
 from cube_attestation.claims import ModelClaim
 from cube_attestation.cmw import Collection
 from cube_attestation.errors import BadInput
@@ -524,13 +525,14 @@ def test_every_code_of_the_source_is_tested_and_documented() -> None:
         for path in source.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and CODE.fullmatch(node.value)
-    }
+    } - set(NAMES)
     rows = re.findall(r"^\| `([a-z0-9_.]+)` \|", TABLE.read_text(), flags=re.MULTILINE)
     assert len(rows) == len(set(rows)), "a code has two rows"
     documented = {row for row in rows if CODE.fullmatch(row)}
     fired = {code for code, *_ in (*WORLD, *MORE_WORLD, *TAMPERED, *RECEIPTS)} | {
         "software.no_hardware_protection",
         "software.firmware_not_appraised",
+        "tpm.ak.revoked",  # only `attestation check` looks at lists of TPMs' issuers: test_cli_check.py
     }
     assert emitted - documented == set(), "codes without a row"
     assert documented - emitted == set(), "rows without code"

@@ -9,7 +9,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import prove
+from cube_attestation.reports import FORMATS
+
+from . import check, prove
 
 BAD_INPUT, UNREACHABLE, USAGE = 3, 4, 64
 
@@ -34,7 +36,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BUNDLE",
         help="with a URL: take certificates and the image manifest from this bundle",
     )
-    verify.add_argument("--format", choices=("human", "json"), default="human")
+    verify.add_argument("--format", choices=("human", *FORMATS), default="human")
+    verify.add_argument("--sign", metavar="file:KEY", help="with --format ear: sign it with this P-256 key (a JWT)")
     verify.add_argument("--output", metavar="FILE", help="write the verdict there instead of printing it")
     verify.add_argument("--save", metavar="FILE", help="with a URL: keep the fetched bundle")
     verify.add_argument("--timeout", type=float, default=30.0, metavar="S", help="with a URL: seconds in all")
@@ -52,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--policy", required=True, metavar="FILE")
     explain.add_argument("--at", metavar="TIME", help="verify as of this time")
 
+    check.add(commands)
     prove.add(commands)
     return parser
 

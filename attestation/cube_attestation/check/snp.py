@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``check snp``: a report with the certificates and lists that were given."""
+
+from __future__ import annotations
+
+from cube_attestation.recognise import Material
+from cube_attestation.snp import abi, verify
+from cube_attestation.snp.appraise import Rules, appraise
+from cube_attestation.verdict import ItemVerdict
+from cube_attestation.x509 import certificate, crl
+
+from .result import Given, needed
+
+PRIVILEGES = (0, 1, 2, 3)
+
+
+def rules(report_data: bytes | None) -> Rules:
+    """What holds for every guest: no DEBUG, no migration agent, no memory on CXL. All else is for a policy."""
+    return Rules(any_firmware=True, vmpls=PRIVILEGES, provisional_firmware=True, report_data=report_data)
+
+
+def endorsements(material: Material) -> verify.Endorsements:
+    """Every certificate and list that is there, whichever file it came in. Raises BadInput."""
+    tables = verify.read_endorsements(material.snp_tables)
+    found = certificate.load_all(material.certificates, where="SNP certificates")
+    lists = [crl.load(data, where=f"revocation list {i}") for i, data in enumerate(material.crls)]
+    return verify.Endorsements((*found, *tables.certificates), (*lists, *tables.crls))
+
+
+def report(given: Given, data: bytes, rules: Rules, *, item: str) -> tuple[ItemVerdict, verify.Verified]:
+    """The item of one report under ``rules``. Raises BadInput."""
+    verified = verify.verify(
+        abi.parse_report(data, max_trailing=abi.MAX_TRAILING),
+        endorsements(given.material),
+        now=given.now,
+        allow_missing=given.allow_missing,
+    )
+    return appraise(verified, rules, item=item), verified
+
+
+def check(given: Given) -> tuple[ItemVerdict, ...]:
+    """The report's item. Raises BadInput."""
+    data = needed(
+        given.material.snp_reports, "an SNP report", "pass the report's 1184 bytes, or their hex or base64"
+    )
+    return (report(given, data, rules(given.data64()), item="snp")[0],)
