@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cube_attestation import bundle as bundles
 from cube_attestation import policy as policies
-from cube_attestation import times
+from cube_attestation import reports, times
 from cube_attestation.bundle import Bundle
 from cube_attestation.cmw import EVIDENCE
 from cube_attestation.errors import BadInput
@@ -81,21 +81,40 @@ def _nonce(text: str | None) -> bytes | None:
 def _verify(options: argparse.Namespace) -> int:
     policy = policies.load(_read(options.policy), where=options.policy)
     now = _clock(options.at)
+    key = _signing_key(options)
     if options.subject.startswith("https://"):
-        verdict = _verify_live(options, policy, now)
+        bundle, verdict = _verify_live(options, policy, now)
     else:
         if options.save or options.endorsements:
             raise BadInput("only for a URL", where="--save" if options.save else "--endorsements")
         bundle = bundles.load(_read(options.subject), where=options.subject)
         verdict = _core(bundle, policy, now, _nonce(options.nonce), None)
-    if options.output:
-        text = verdict.dump() if options.format == "json" else human.render(verdict, colour=False).encode()
-        _write(options.output, text)
-    elif options.format == "json":
-        sys.stdout.write(verdict.dump().decode())
+    if options.format == "human":
+        colour = not options.output and human.wants_colour(sys.stdout)
+        text = human.render(verdict, colour=colour).encode()
+    elif key is not None:
+        from cube_attestation.reports import ear
+
+        text = ear.sign(verdict, key, where=options.sign)
     else:
-        sys.stdout.write(human.render(verdict, colour=human.wants_colour(sys.stdout)))
+        text = reports.render(options.format, verdict, bundle, subject=options.subject)
+    if options.output:
+        _write(options.output, text)
+    else:
+        sys.stdout.write(text.decode())
     return verdict.exit_code
+
+
+def _signing_key(options: argparse.Namespace) -> bytes | None:
+    """PEM of the key that ``--sign`` refers to; read before anything is fetched."""
+    if options.sign is None:
+        return None
+    if options.format != "ear":
+        raise BadInput("only an EAR can be signed", where="--sign", todo="add --format ear")
+    scheme, _, path = str(options.sign).partition(":")
+    if scheme != "file" or not path:
+        raise BadInput("is no reference to a key file", where="--sign", todo="write file:KEY.pem")
+    return _read(path)
 
 
 def _core(
@@ -106,7 +125,7 @@ def _core(
     return verify(bundle, policy, now=now, nonce=nonce, tls_spki=tls_spki)
 
 
-def _verify_live(options: argparse.Namespace, policy: policies.Policy, now: datetime) -> Verdict:
+def _verify_live(options: argparse.Namespace, policy: policies.Policy, now: datetime) -> tuple[Bundle, Verdict]:
     from cube_attestation import client
 
     if options.nonce is not None:
@@ -124,7 +143,7 @@ def _verify_live(options: argparse.Namespace, policy: policies.Policy, now: date
         _write(options.save, bundles.dump(bundle))
     if options.at is None:
         now = _clock(None)  # fetching takes a while, and guest time is compared with this
-    return _core(bundle, policy, now, nonce, fetched.tls_spki)
+    return bundle, _core(bundle, policy, now, nonce, fetched.tls_spki)
 
 
 def _inspect(options: argparse.Namespace) -> int:
