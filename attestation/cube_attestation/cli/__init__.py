@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from cube_attestation.reports import FORMATS
 
-from . import prove
+from . import check, prove
 
 BAD_INPUT, UNREACHABLE, USAGE = 3, 4, 64
 
@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--policy", required=True, metavar="FILE")
     explain.add_argument("--at", metavar="TIME", help="verify as of this time")
 
+    check.add(commands)
     prove.add(commands)
     return parser
 
