@@ -523,6 +523,7 @@ def test_every_code_of_the_source_is_tested_and_documented() -> None:
     emitted = {
         node.value
         for path in source.rglob("*.py")
+        if path.parent.name != "prove"  # its mutations have names of the same form
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and CODE.fullmatch(node.value)
     } - set(NAMES)
