@@ -26,7 +26,10 @@ def describe(data: bytes) -> list[str]:
     for recognised, reader in _READERS:
         if recognised(data):
             return [_safe(line) for line in reader(data)]
-    raise BadInput("is nothing that this command knows", todo="see `attestation inspect --help` for what it reads")
+    from .inspect_parts import describe_material
+    from .recognise import recognise
+
+    return [_safe(line) for line in describe_material(recognise(data, where=""))]
 
 
 def _safe(line: str) -> str:
@@ -49,10 +52,6 @@ def _is_json_with(*names: str) -> Callable[[bytes], bool]:
         return isinstance(value, dict) and all(name in value for name in names)
 
     return recognised
-
-
-def _is_tcg_log(data: bytes) -> bool:
-    return len(data) >= 32 and data[4:8] == b"\3\0\0\0" and data[:4] == bytes(4) and data[8:28] == bytes(20)
 
 
 def _is_policy(data: bytes) -> bool:
@@ -105,7 +104,7 @@ def _claims(data: bytes) -> Lines:
 def _quote(data: bytes) -> Lines:
     evidence = QuoteEvidence.decode(data)
     yield "TPM quote"
-    yield from _attest_lines(evidence.quote)
+    yield from attest_lines(evidence.quote)
     yield f"  signature: {evidence.signature.scheme} with {evidence.signature.hash}"
     ak = evidence.ak
     yield f"  attestation key: {ak.curve or f'rsa{8 * len(ak.modulus)}'}, attributes 0x{ak.attributes:08x}"
@@ -115,12 +114,7 @@ def _quote(data: bytes) -> Lines:
             yield f"  {bank} PCR {index:2}: {value.hex()}"
 
 
-def _attest(data: bytes) -> Lines:
-    yield "TPMS_ATTEST of a quote"
-    yield from _attest_lines(abi.parse_quote(data))
-
-
-def _attest_lines(quote: abi.Quote) -> Lines:
+def attest_lines(quote: abi.Quote) -> Lines:
     yield f"  extraData: {quote.extra_data.hex()}"
     yield f"  qualified signer: {quote.qualified_signer.hex()}"
     yield f"  clock: {quote.clock} ms since it was made, safe: {quote.safe}"
@@ -131,19 +125,19 @@ def _attest_lines(quote: abi.Quote) -> Lines:
     yield f"  PCR digest: {quote.pcr_digest.hex()}"
 
 
-def _tcg_log(data: bytes) -> Lines:
+def tcg_log(data: bytes) -> Lines:
     log = eventlog.parse_tcg(data)
     yield f"TCG event log: {len(log.events)} events, banks {', '.join(log.banks)}"
-    yield from _log_lines(log)
+    yield from log_lines(log)
 
 
-def _systemd_log(data: bytes) -> Lines:
+def systemd_log(data: bytes) -> Lines:
     log = eventlog.parse_systemd(data)
     yield f"systemd measurement log: {len(log.events)} events"
-    yield from _log_lines(log)
+    yield from log_lines(log)
 
 
-def _log_lines(log: eventlog.EventLog) -> Lines:
+def log_lines(log: eventlog.EventLog) -> Lines:
     bank = "sha256" if "sha256" in log.banks else next(iter(log.banks), "")
     for event in log.events:
         digest = event.digests.get(bank, b"").hex()[:16]
@@ -174,7 +168,7 @@ def _envelope_lines(value: object) -> Lines:
             yield f"  {name}: {text if len(text) <= 160 else f'{text[:150]}… ({len(text)} characters)'}"
 
 
-def _certificates(data: bytes) -> Lines:
+def certificates(data: bytes) -> Lines:
     for found in certificate.load(data, where="file", padding=True):
         yield f"certificate of {found.name}"
         yield f"  issuer: {certificate.describe(found.issuer)}"
@@ -184,32 +178,28 @@ def _certificates(data: bytes) -> Lines:
             yield f"  extension {dotted(oid)}{' (critical)' if extension.critical else ''}"
 
 
-def _snp_report(data: bytes) -> Lines:
+def snp_report(data: bytes) -> Lines:
     from .snp import abi as snp
     from .snp import appraise, verify
 
     report = snp.parse_report(data, max_trailing=snp.MAX_TRAILING)
     yield "AMD SEV-SNP report"
-    yield from _facts(appraise.facts(verify.Verified(report, "", None, ())))
+    yield from facts(appraise.facts(verify.Verified(report, "", None, ())))
 
 
-def _is_snp_report(data: bytes) -> bool:
-    return len(data) >= 1184 and data[0] in range(2, 6) and data[1:4] == bytes(3) and data[0x34:0x38] == b"\1\0\0\0"
-
-
-def _hcl_report(data: bytes) -> Lines:
+def hcl_report(data: bytes) -> Lines:
     from .azure import abi as azure
     from .azure import appraise, verify
 
     report = azure.parse_hcl(data)
     yield "Azure HCL report"
     found = verify.Verified(report, azure.parse_claims(report.claims), (), (), ())
-    yield from _facts(appraise.facts(found))
+    yield from facts(appraise.facts(found))
     if report.tee == "snp":
-        yield from _snp_report(report.hardware)
+        yield from snp_report(report.hardware)
 
 
-def _facts(facts: dict[str, jcs.Json]) -> Lines:
+def facts(facts: dict[str, jcs.Json]) -> Lines:
     for name, value in facts.items():
         yield f"  {name}: {value if isinstance(value, str) else jcs.dumps(value).decode()}"
 
@@ -239,18 +229,11 @@ _READERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Lines]], ...] =
     (_is_json_with("attest", "ak_public"), _quote),
     (_is_json_with("nonce", "tls_spki"), _claims),
     (lambda data: data.startswith(launch.VOLUME_MAGIC), _launch_disk),
-    (lambda data: data.startswith(b"\xffTCG"), _attest),
-    (lambda data: data.startswith(b"\x1e"), _systemd_log),
-    (lambda data: data.startswith(b"HCLA"), _hcl_report),
-    (_is_snp_report, _snp_report),
-    (lambda data: data.lstrip().startswith(b"-----BEGIN CERTIFICATE"), _certificates),
-    (_is_tcg_log, _tcg_log),
-    (lambda data: data.startswith(b"\x30\x82"), _certificates),
     (_is_policy, _policy),
 )
 _BY_LABEL: dict[str, Callable[[bytes], Lines]] = {
-    "tcg-eventlog": _tcg_log,
-    "systemd-eventlog": _systemd_log,
-    "ek-certificate": _certificates,
-    "ak-certificate": _certificates,
+    "tcg-eventlog": tcg_log,
+    "systemd-eventlog": systemd_log,
+    "ek-certificate": certificates,
+    "ak-certificate": certificates,
 }

@@ -26,13 +26,13 @@ def check(given: Given) -> tuple[ItemVerdict, ...]:
         return (appraise_rim(data, collateral, rules, given.now),)
     if not material.devices:
         raise BadInput("none of the files holds a device's report", todo="pass the SPDM report or NVIDIA's JSON")
-    devices = tuple(_evidence(material))
-    reports = [abi.parse_report(device.report) for device in devices]
+    evidence = devices(material)
+    reports = [abi.parse_report(device.report) for device in evidence]
     wanted = given.kind == "nvidia-switch"
     if not any(report.is_switch == wanted for report in reports):
         other = "nvidia-gpu" if wanted else "nvidia-switch"
         raise BadInput(f"the report is not that of {given.kind}", todo=f"use `check {other}`")
-    *items, whole = appraise(devices, collateral, rules, given.now, nonce=given.nonce)
+    *items, whole = appraise(evidence, collateral, rules, given.now, nonce=given.nonce)
     if len({report.is_switch for report in reports}) == 1:
         # GPUs without their switches say nothing about how they are wired, nor the other way round
         refused = tuple(reason for reason in whole.refused if reason.code != "nvidia.set.topology")
@@ -40,13 +40,13 @@ def check(given: Given) -> tuple[ItemVerdict, ...]:
     return (*items, whole) if len(items) > 1 else tuple(items)
 
 
-def _evidence(material: Material) -> list[abi.Evidence]:
+def devices(material: Material) -> tuple[abi.Evidence, ...]:
     """Each report with its chain; one report without takes the certificates that came in other files."""
     bare = [device for device in material.devices if not device.chain]
     loose = _pem(material) if bare else b""
     if len(bare) > 1 and loose:
         raise BadInput(f"{len(bare)} reports and certificates in other files", todo="check them one by one")
-    return [abi.Evidence(device.report, device.chain or loose) for device in material.devices]
+    return tuple(abi.Evidence(device.report, device.chain or loose) for device in material.devices)
 
 
 def _pem(material: Material) -> bytes:

@@ -68,6 +68,7 @@ class Result:
     kind: str
     items: tuple[ItemVerdict, ...]
     now: datetime
+    allowed_missing: tuple[str, ...] = ()
 
     @property
     def authentic(self) -> bool:
@@ -100,6 +101,8 @@ class Result:
         """
         facts: dict[str, jcs.Json] = dict(self.items[0].facts)
         facts["now"] = times.format_time(self.now)
+        if self.allowed_missing:
+            facts["allowed_missing"] = list(self.allowed_missing)
         if self.reasons:
             facts["words"] = [f"{reason.code}: {reason.words}" for reason in self.reasons]
         if compared := [c.to_json() for item in self.items for c in item.compared]:
@@ -131,7 +134,7 @@ def check(given: Given) -> Result:
             known = ", ".join(names) or "nothing"
             raise BadInput(f"{name[:40]!r} can't be missing here", where="--allow-missing", todo=f"known: {known}")
     run: Callable[[Given], tuple[ItemVerdict, ...]] = import_module(f"{__package__}.{module}").check
-    return Result(given.kind, run(given), given.now)
+    return Result(given.kind, run(given), given.now, tuple(sorted(set(given.allow_missing))))
 
 
 def malformed(kind: str, problem: str, now: datetime) -> Result:

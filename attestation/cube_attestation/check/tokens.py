@@ -29,7 +29,7 @@ def check(given: Given) -> tuple[ItemVerdict, ...]:
     """
     material = given.material
     data = needed(material.tokens, "a token", "pass a compact JWS, or NRAS's list")
-    token = abi.parse_set(data).overall if abi.is_set(data) else abi.parse(data)
+    token = _one(data)
     issuer = _issuer(token)
     trusted: list[abi.Key] = []
     offered: list[abi.Key] = []
@@ -45,6 +45,15 @@ def check(given: Given) -> tuple[ItemVerdict, ...]:
     )
     rules = TokenPolicy(issuer, names, pinned)
     return appraise(data, (*trusted, *offered), rules, given.now, nonce=_nonce(given, token.claims))
+
+
+def issuer_of(data: bytes) -> str:
+    """The service that a token or set is of, as it says itself. Raises BadInput."""
+    return _issuer(_one(data))
+
+
+def _one(data: bytes) -> abi.Token:
+    return abi.parse_set(data).overall if abi.is_set(data) else abi.parse(data)
 
 
 def _issuer(token: abi.Token) -> str:

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from cube_attestation.reports import FORMATS
 
-from . import check, prove
+from . import check, importing, prove
 
 BAD_INPUT, UNREACHABLE, USAGE = 3, 4, 64
 
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--at", metavar="TIME", help="verify as of this time")
 
     check.add(commands)
+    importing.add(commands)
     prove.add(commands)
     return parser
 

@@ -109,6 +109,8 @@ def render(result: Result) -> str:
 
     word = "good" if result.acceptable else "authentic, refused" if result.authentic else "NOT AUTHENTIC"
     lines = [f"{result.kind}: {word}"]
+    if result.allowed_missing:
+        lines.append(f"  not looked at: {', '.join(result.allowed_missing)}")
     lines += [f"  {reason.code}: {reason.words}" for reason in result.reasons]
     for item in result.items:
         lines.append(item.item)

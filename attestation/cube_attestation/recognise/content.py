@@ -165,7 +165,7 @@ _MAGIC: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Material]], ...] 
     (lambda d: d[:4] == b"\xffTCG", lambda d: Material(attests=(d,))),
     (_sized_attest, lambda d: Material(attests=(d[2:],))),
     (lambda d: d[:2] == b"\x11\xe0" and len(d) > 37, lambda d: Material(devices=(Device(d),))),
-    (lambda d: d[:1] == b"\x1e", lambda d: Material(systemd_logs=(d,))),
+    (lambda d: d[:2] == b"\x1e{", lambda d: Material(systemd_logs=(d,))),
     (is_snp_report, lambda d: Material(snp_reports=(d,))),
     (is_quote, lambda d: Material(tdx_quotes=(d,))),
     (lambda d: len(d) == 1024 and d[0] == 0x81, lambda d: Material(td_reports=(d,))),

@@ -266,7 +266,7 @@ def _yaml(lines: list[str]) -> dict[str, object]:
         block = lines[start:at]
         if rest[:1] in ("|", ">"):
             joined = "\n" if rest[0] == "|" else ""
-            found[name] = joined.join(line.strip() for line in block)
+            found[name] = joined.join(line.strip() for line in block).strip()
         elif rest[:1] == '"':
             try:
                 found[name] = json.loads(rest)

@@ -61,11 +61,12 @@ class Material:
     notes: tuple[str, ...] = ()
 
     def __add__(self, other: Material) -> Material:
-        """Both, each different part once."""
+        """Both, each different part once; devices as often as they occur."""
         joined: dict[str, tuple[object, ...]] = {}
         for one in fields(self):
             mine, theirs = getattr(self, one.name), getattr(other, one.name)
-            joined[one.name] = (*mine, *(part for part in theirs if part not in mine)) if theirs else mine
+            again = one.name == "devices"  # one device twice is a finding, not an accident
+            joined[one.name] = (*mine, *(part for part in theirs if again or part not in mine)) if theirs else mine
         return Material(**joined)  # type: ignore[arg-type]  # each member keeps its own type
 
     def __bool__(self) -> bool:

@@ -57,7 +57,7 @@ def appraise(
     report = found.quote.body
     if not isinstance(report, abi.TdReport):
         reason = Reason("tdx.quote.not_tdx", "this quote is of an SGX enclave, not of a TD")
-        return ItemVerdict(item, found.forged, (reason,), (), _platform_facts(found))
+        return ItemVerdict(item, found.forged, (reason,), (), platform_facts(found))
     judge = _Judge(found, policy, report)
     judge.firmware(endorsed)
     judge.identity()
@@ -69,7 +69,7 @@ def appraise(
     if report_data is not None:
         judge.report_data(report_data)
     forged = found.forged + tuple(judge.forged) + (ccel.check(log, report) if log else ())
-    facts = {**_platform_facts(found), **_report_facts(report), **judge.facts}
+    facts = {**platform_facts(found), **report_facts(report), **judge.facts}
     return ItemVerdict(item, forged, tuple(judge.refused), tuple(judge.compared), facts)
 
 
@@ -233,7 +233,8 @@ def _bits(mask: int, names: dict[int, str]) -> str:
     return ", ".join(names.get(i, f"bit {i}") for i in range(mask.bit_length()) if mask >> i & 1)
 
 
-def _platform_facts(found: Verification) -> dict[str, jcs.Json]:
+def platform_facts(found: Verification) -> dict[str, jcs.Json]:
+    """What quote, PCK certificate and collateral say about the platform, as far as they are there."""
     quote = found.quote
     facts: dict[str, jcs.Json] = {
         "quote_version": quote.version,
@@ -271,7 +272,8 @@ def _platform_facts(found: Verification) -> dict[str, jcs.Json]:
     return facts
 
 
-def _report_facts(report: abi.TdReport) -> dict[str, jcs.Json]:
+def report_facts(report: abi.TdReport) -> dict[str, jcs.Json]:
+    """Every field of a TD report, masks with their names."""
     facts: dict[str, jcs.Json] = {
         "tee_tcb_svn": report.tee_tcb_svn.hex(),
         "mr_seam": report.mr_seam.hex(),
