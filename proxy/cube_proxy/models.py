@@ -76,13 +76,14 @@ class Models:
         log(f"model {name} failed: {why}")
 
     async def try_all(self, socket: Path) -> None:
-        """Run the canary on each opened model, as soon as its backend answers."""
-        for name in self._models:
-            if self.states[name] == "opened":
-                await self._try(name, socket)
+        """Run the canary once on each opened volume, as soon as its backend answers: its names share the runner."""
+        for volume in sorted(self.volumes()):
+            await self._try(volume, socket)
 
-    async def _try(self, name: str, socket: Path) -> None:
+    async def _try(self, volume: str, socket: Path) -> None:
         """Ask until there is an answer: a slow start is no failure, another answer than the expected one is."""
+        names = [name for name, model in self._models.items() if volume_name(model) == volume]
+        name = names[0]
         why = ""
         while self.states[name] == "opened":
             try:
@@ -96,8 +97,8 @@ class Models:
             if self.states[name] != "opened":
                 return  # a changed block was found meanwhile
             if canary.EXPECTED in answer:
-                self.states[name] = "ready"
-                log(f"model {name} ready")
+                self.states.update(dict.fromkeys(names, "ready"))
+                log(f"model {', '.join(names)} ready")
+                self.changed()
             else:
-                self._fail(name, "the canary's answer is not the expected one")
-            self.changed()
+                self.fail_volume(volume, "the canary's answer is not the expected one")

@@ -30,7 +30,8 @@ QUESTION = "What is the capital of France?"
 
 
 def machine_of(deployment: Any) -> machines.LocalMachine:
-    found = machines.load(deployment.state / "machines" / "machine")
+    (folder,) = (deployment.state / "machines").iterdir()
+    found = machines.load(folder)
     assert found is not None, "no machine is recorded"
     return found
 

@@ -87,7 +87,7 @@ def tried(tmp_path: Path, *answers: bytes) -> tuple[dict[str, str], list[bytes]]
         writer.close()
 
     async def go() -> dict[str, str]:
-        models = opened(tmp_path, smollm2=ONE)
+        models = opened(tmp_path, smollm2=ONE, again=ONE)
         changes: list[dict[str, str]] = []
         models.changed = lambda: changes.append(dict(models.states))
         server = await asyncio.start_unix_server(serve, tmp_path / "s")
@@ -101,26 +101,26 @@ def tried(tmp_path: Path, *answers: bytes) -> tuple[dict[str, str], list[bytes]]
 
 def test_the_expected_word_makes_a_model_ready(tmp_path: Path) -> None:
     states, (body,) = tried(tmp_path, HEAD + event("The capital of France is") + event(" Par") + event("is."))
-    assert states == {"smollm2": "ready"}
+    assert states == {"smollm2": "ready", "again": "ready"}
     question = json.loads(body)
     assert (question["model"], question["temperature"], question["stream"]) == ("smollm2", 0, True)
 
 
 def test_it_waits_for_a_backend_that_starts(tmp_path: Path) -> None:
     states, sent = tried(tmp_path, b"HTTP/1.1 503 Service Unavailable\r\n\r\n", HEAD + event("Paris"))
-    assert states == {"smollm2": "ready"}
+    assert states == {"smollm2": "ready", "again": "ready"}
     assert len(sent) == 2
 
 
 def test_a_broken_answer_is_asked_for_again(tmp_path: Path) -> None:
     states, sent = tried(tmp_path, HEAD + event("The capital"), HEAD + event("Paris"))
-    assert states == {"smollm2": "ready"}
+    assert states == {"smollm2": "ready", "again": "ready"}
     assert len(sent) == 2
 
 
 def test_another_answer_takes_the_model_out(tmp_path: Path) -> None:
     states, _ = tried(tmp_path, HEAD + event("garbage garbage") + b"data: [DONE]\n\n")
-    assert states == {"smollm2": "failed"}
+    assert states == {"smollm2": "failed", "again": "failed"}
 
 
 @given(st.binary(max_size=100))
