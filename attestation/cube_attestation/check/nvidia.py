@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cube_attestation.anchors import nvidia as anchors
 from cube_attestation.errors import BadInput
 from cube_attestation.nvidia import abi
 from cube_attestation.nvidia.appraise import Collateral, appraise, appraise_rim
@@ -19,7 +20,12 @@ from .result import Given, needed
 def check(given: Given) -> tuple[ItemVerdict, ...]:
     """Items of every device and of the set, or of the manifest. Raises BadInput."""
     material = given.material
-    rules = NvidiaPolicy(modes=MODES, allow_missing=frozenset(set(ALLOW_MISSING) & set(given.allow_missing)))
+    rules = NvidiaPolicy(
+        modes=MODES,
+        allow_missing=frozenset(set(ALLOW_MISSING) & set(given.allow_missing)),
+        device_roots=frozenset((*anchors.DEVICE_ROOTS, *given.roots)),
+        rim_roots=frozenset((*anchors.RIM_ROOTS, *given.roots)),
+    )
     collateral = Collateral(material.rims, material.ocsp)
     if given.kind == "nvidia-rim":
         data = needed(material.rims, "a manifest", "pass the .swidtag or XML file")

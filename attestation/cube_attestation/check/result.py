@@ -46,13 +46,17 @@ NAMES = tuple(sorted({name for _, _, names in KINDS.values() for name in names})
 
 @dataclass(frozen=True)
 class Given:
-    """One check: the files' material, the clock, the nonce that the evidence must answer, what may be missing."""
+    """One check: the files' material, the clock, the nonce that the evidence must answer, what may be missing.
+
+    ``roots``: SPKI digests of roots that the caller accepts beside the vendors' shipped ones.
+    """
 
     kind: str
     material: Material
     now: datetime
     nonce: bytes | None = None
     allow_missing: Collection[str] = ()
+    roots: tuple[str, ...] = ()
 
     def data64(self) -> bytes | None:
         """The nonce as 64 bytes of report data: a shorter one is followed by zeros. Raises BadInput."""
@@ -69,6 +73,7 @@ class Result:
     items: tuple[ItemVerdict, ...]
     now: datetime
     allowed_missing: tuple[str, ...] = ()
+    roots: tuple[str, ...] = ()
 
     @property
     def authentic(self) -> bool:
@@ -103,6 +108,8 @@ class Result:
         facts["now"] = times.format_time(self.now)
         if self.allowed_missing:
             facts["allowed_missing"] = list(self.allowed_missing)
+        if self.roots:
+            facts["added_roots"] = list(self.roots)
         if self.reasons:
             facts["words"] = [f"{reason.code}: {reason.words}" for reason in self.reasons]
         if compared := [c.to_json() for item in self.items for c in item.compared]:
@@ -134,7 +141,7 @@ def check(given: Given) -> Result:
             known = ", ".join(names) or "nothing"
             raise BadInput(f"{name[:40]!r} can't be missing here", where="--allow-missing", todo=f"known: {known}")
     run: Callable[[Given], tuple[ItemVerdict, ...]] = import_module(f"{__package__}.{module}").check
-    return Result(given.kind, run(given), given.now, tuple(sorted(set(given.allow_missing))))
+    return Result(given.kind, run(given), given.now, tuple(sorted(set(given.allow_missing))), given.roots)
 
 
 def malformed(kind: str, problem: str, now: datetime) -> Result:

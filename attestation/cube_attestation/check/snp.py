@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
+from cube_attestation.anchors import amd
+from cube_attestation.errors import BadInput
 from cube_attestation.recognise import Material
 from cube_attestation.snp import abi, verify
 from cube_attestation.snp.appraise import Rules, appraise
@@ -29,13 +33,24 @@ def endorsements(material: Material) -> verify.Endorsements:
 
 def report(given: Given, data: bytes, rules: Rules, *, item: str) -> tuple[ItemVerdict, verify.Verified]:
     """The item of one report under ``rules``. Raises BadInput."""
+    vouching = endorsements(given.material)
     verified = verify.verify(
         abi.parse_report(data, max_trailing=abi.MAX_TRAILING),
-        endorsements(given.material),
+        vouching,
         now=given.now,
+        roots={**amd.ROOTS, **dict.fromkeys(given.roots, _product(vouching))},
         allow_missing=given.allow_missing,
     )
     return appraise(verified, rules, item=item), verified
+
+
+def _product(vouching: verify.Endorsements) -> str:
+    """The product line that the endorsement key names: an added root stands for that one."""
+    for one in vouching.certificates:
+        if abi.key_kind(one):
+            with contextlib.suppress(BadInput):
+                return abi.parse_endorsement_key(one).product
+    return ""
 
 
 def check(given: Given) -> tuple[ItemVerdict, ...]:

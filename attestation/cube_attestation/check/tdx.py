@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 
 from cube_attestation import jcs
+from cube_attestation.anchors.intel import INTEL_ROOTS
 from cube_attestation.errors import BadInput
 from cube_attestation.recognise import Material
 from cube_attestation.tdx import abi, ccel
@@ -73,7 +74,10 @@ def _pem(certificates: Sequence[certificate.Certificate]) -> bytes:
 def policy(given: Given) -> TdxPolicy:
     """No identity is pinned; DEBUG, an outdated TCB, SEPT_VE_DISABLE off and unknown attributes are refused."""
     names = ("tdx.root_crl", "tdx.pck_crl", "tdx.tcb_info", "tdx.qe_identity")
-    return TdxPolicy(allow_missing=tuple(name for name in names if name in given.allow_missing))
+    return TdxPolicy(
+        allow_missing=tuple(name for name in names if name in given.allow_missing),
+        roots=(*INTEL_ROOTS, *given.roots),
+    )
 
 
 def quote_item(
@@ -82,7 +86,13 @@ def quote_item(
     """The item of one quote. Raises BadInput."""
     quote = abi.parse_quote(data)
     rules = policy(given)
-    found = verify(quote, collateral(given.material, quote), now=given.now, allow_missing=rules.allow_missing)
+    found = verify(
+        quote,
+        collateral(given.material, quote),
+        now=given.now,
+        anchors=rules.roots,
+        allow_missing=rules.allow_missing,
+    )
     return appraise(found, rules, report_data=report_data, log=log, item="tdx"), quote
 
 

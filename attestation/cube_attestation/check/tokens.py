@@ -43,7 +43,7 @@ def check(given: Given) -> tuple[ItemVerdict, ...]:
     names = ISSUERS[issuer].iss or (
         (iss,) if isinstance(iss, str) and _is_maa(iss) else ("https://….attest.azure.net",)
     )
-    rules = TokenPolicy(issuer, names, pinned)
+    rules = TokenPolicy(issuer, names, pinned | frozenset(given.roots))
     return appraise(data, (*trusted, *offered), rules, given.now, nonce=_nonce(given, token.claims))
 
 

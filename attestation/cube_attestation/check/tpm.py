@@ -177,7 +177,7 @@ def _key(given: Given, quotes: Sequence[Assembled]) -> _Key | None:
     if not (usage or 0) & DIGITAL_SIGNATURE:
         reasons.append(Reason("tpm.ak.constraints", f"{leaf.name} may not sign"))
     issuers = (*(one for one in found if one is not leaf), *google.published(), *microsoft.published())
-    chain = path.find(leaf, issuers, ROOTS, given.now)
+    chain = path.find(leaf, issuers, (*ROOTS, *given.roots), given.now)
     if chain.problem:
         reasons.append(Reason(CHAIN_CODES[chain.problem], chain.words))
     else:

@@ -58,6 +58,8 @@ def add(commands: Commands) -> None:
     parser.add_argument("--at", metavar="TIME", help="verify as of this time, e.g. 2026-11-24T12:00:00Z")
     parser.add_argument("--allow-missing", metavar="NAME", action="append", default=[],
                         help="go on without this collateral, e.g. snp.crl, nvidia.rim_ocsp")  # fmt: skip
+    parser.add_argument("--root", metavar="FILE|DIGEST", action="append", default=[],
+                        help="accept this root too: its certificate, or sha256:<hex> of its SPKI")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=run)
 
@@ -73,13 +75,34 @@ def run(options: argparse.Namespace) -> int:
     allowed = [name for text in options.allow_missing for name in text.split(",")]
     try:
         material = gather(options)
-        result = check(Given(options.kind, material, now, nonce, allowed))
+        result = check(Given(options.kind, material, now, nonce, allowed, roots(options.root)))
     except BadInput as error:
         if options.json and not error.where.startswith("--"):
             sys.stdout.write(malformed(options.kind, str(error), now).dump().decode())
         raise
     sys.stdout.write(result.dump().decode() if options.json else render(result))
     return result.exit_code
+
+
+def roots(given: list[str]) -> tuple[str, ...]:
+    """SPKI digests of the roots that the caller adds. Raises BadInput."""
+    from cube_attestation.errors import BadInput
+    from cube_attestation.fields import DIGEST
+    from cube_attestation.recognise import recognise
+    from cube_attestation.x509 import certificate
+
+    from .commands import _read
+
+    found: list[str] = []
+    for text in given:
+        if DIGEST.fullmatch(text):
+            found.append(text)
+            continue
+        certificates = recognise(_read(text), where=text).certificates
+        if not certificates:
+            raise BadInput("holds no certificate", where="--root", todo="pass a root's certificate or its digest")
+        found += [certificate.parse(data).spki_digest for data in certificates]
+    return tuple(found)
 
 
 def gather(options: argparse.Namespace) -> Material:
@@ -109,6 +132,8 @@ def render(result: Result) -> str:
 
     word = "good" if result.acceptable else "authentic, refused" if result.authentic else "NOT AUTHENTIC"
     lines = [f"{result.kind}: {word}"]
+    if result.roots:
+        lines.append(f"  roots added by the caller: {', '.join(result.roots)}")
     if result.allowed_missing:
         lines.append(f"  not looked at: {', '.join(result.allowed_missing)}")
     lines += [f"  {reason.code}: {reason.words}" for reason in result.reasons]
