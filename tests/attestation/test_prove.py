@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import fakepki
@@ -13,11 +14,21 @@ import pytest
 import whole_bundles
 from cube_attestation import bundle as bundles
 from cube_attestation import jcs
+from cube_attestation.bundle import Bundle
+from cube_attestation.claims import Claims
 from cube_attestation.cli import main
+from cube_attestation.cmw import Collection
 from cube_attestation.errors import BadInput
-from cube_attestation.prove import run, show
+from cube_attestation.policy import Policy
+from cube_attestation.prove import run, show, snp, tdx
 from cube_attestation.prove.case import Case, Inapplicable, Mutation
 from cube_attestation.prove.run import Proof, prove
+from cube_attestation.snp.appraise import Rules as SnpRules
+from cube_attestation.snp.items import LABELS as SNP_LABELS
+from cube_attestation.snp.policy import SnpPolicy
+from cube_attestation.tdx.collateral import from_json
+from cube_attestation.tdx.items import LABELS as TDX_LABELS
+from cube_attestation.tdx.policy import TdxPolicy
 
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "reason-codes.md"
 PROOFS: dict[str, Proof] = {}
@@ -49,9 +60,136 @@ def test_names_are_unique_and_codes_are_documented() -> None:
     known = set(re.findall(r"^\| `([a-z0-9_.]+)` \|", TABLE.read_text(), re.MULTILINE))
     names = [mutation.name for mutation in run.mutations()]
     assert len(set(names)) == len(names) >= 40
-    assert {mutation.code for mutation in run.mutations()} <= known
+    assert {code for mutation in run.mutations() for code in (mutation.code, mutation.also) if code} <= known
     for mutation in run.mutations():
         assert re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", mutation.name)
+
+
+# The twins' own evidence holds: it is refused for what was done to it, not for how it was made
+
+
+def unedited(kind: str) -> set[str]:
+    whole = whole_bundles.ALL[kind]()
+    claims = Claims.decode(whole.bundle.evidence.items["claims"].value)
+    case = Case(whole.bundle, whole.policy, fakepki.NOW, claims.nonce, claims.tls_spki)
+    makers = {"snp": snp.twin, "azure": snp.twin, "tdx": tdx.twin}
+    return set(makers[kind](case, lambda _: None, trusted=True).judge().codes)
+
+
+@pytest.mark.parametrize("kind", ["snp", "azure", "tdx"])
+def test_an_unedited_twin_passes(kind: str) -> None:
+    assert unedited(kind) == set()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "codes"),
+    [
+        ("snp", "snp.twin.debug", {"snp.policy.debug"}),
+        ("snp", "snp.twin.measurement", {"snp.measurement.not_allowed"}),
+        ("snp", "snp.twin.revoked", {"snp.chain.revoked", "claims.not_bound"}),
+        ("azure", "snp.twin.debug", {"snp.policy.debug"}),
+        ("azure", "snp.twin.id_key", {"snp.id_key.not_allowed"}),
+        ("tdx", "tdx.twin.debug", {"tdx.attributes.debug"}),
+        ("tdx", "tdx.twin.mrtd", {"tdx.mrtd.not_allowed"}),
+        ("tdx", "tdx.twin.revoked", {"tdx.chain.revoked", "claims.not_bound"}),
+        ("gpu", "nvidia.twin.binding", {"nvidia.binding.digest_mismatch"}),
+        ("local", "image.other", {"tpm.pcr.mismatch"}),
+        ("local", "launch.swapped", {"claims.launch_mismatch", "tpm.pcr.mismatch"}),
+    ],
+)
+def test_correctly_signed_evidence_is_refused_for_its_content_alone(kind: str, name: str, codes: set[str]) -> None:
+    found = next(result for result in proof(kind).results if result.mutation.name == name)
+    assert set(found.codes) - {"receipt.bundle_mismatch"} == codes
+
+
+COCO, VIRTEE = "snp/confidential-containers_trustee", "snp/virtee_sev"
+
+
+def posed(parts: dict[str, bytes], now: datetime, policy: Policy) -> Case:
+    """Real evidence beside claims that it was not made over."""
+    bundle = whole_bundles.local().bundle
+    kept = {k: v for k, v in bundle.evidence.items.items() if k in ("claims", "launch", "image-manifest")}
+    evidence = Collection(kept)
+    for label, value in parts.items():
+        evidence = evidence.with_item(label, {**SNP_LABELS, **TDX_LABELS}[label], value)
+    claims = Claims.decode(kept["claims"].value)
+    return Case(Bundle(evidence), policy, now, claims.nonce, claims.tls_spki)
+
+
+@pytest.mark.parametrize(
+    ("report", "certificate"),
+    [
+        (f"{COCO}/test-report.bin", f"{COCO}/test-vcek.der"),
+        (f"{COCO}/test-vlek-report.bin", f"{COCO}/test-vlek.der"),
+        (f"{VIRTEE}/report_milan.bin", f"{VIRTEE}/vcek_milan.der"),
+    ],
+)
+def test_twins_of_real_amd_processors(report: str, certificate: str, vectors: Path) -> None:
+    """AMD's real certificates can be copied with other keys, and nothing but the binding is then wrong."""
+    rules = SnpRules(any_firmware=True, vmpls=(0, 1, 2, 3), provisional_firmware=True)
+    policy = replace(local(), snp=SnpPolicy(rules=rules, allow_missing=("snp.crl",)))
+    parts = {
+        "snp-report": (vectors / report).read_bytes(),
+        "snp-certificates": (vectors / certificate).read_bytes(),
+    }
+    case = posed(parts, datetime(2025, 6, 1, tzinfo=UTC), policy)
+    own = {"snp.report_data.unbound"}
+    assert snp_codes(case) == own
+    assert snp_codes(snp.twin(case, lambda _: None, trusted=True)) == own
+    # The verifier ships AMD's intermediates: they bear the issuer's name, and did not sign
+    assert snp_codes(snp.twin(case, lambda _: None, trusted=False)) == own | {"snp.chain.signature_invalid"}
+    debug = next(mutation for mutation in snp.MUTATIONS if mutation.name == "snp.twin.debug")
+    assert snp_codes(debug.change(case)) == own | {"snp.policy.debug"}
+
+
+def snp_codes(case: Case) -> set[str]:
+    return {code for code in case.judge().codes if code.startswith(("snp.", "collateral."))}
+
+
+def tdx_codes(case: Case) -> set[str]:
+    return {code for code in case.judge().codes if code.startswith(("tdx.", "collateral."))}
+
+
+@pytest.mark.parametrize(
+    ("quote", "collateral", "moment"),
+    [
+        (
+            "tdx/flashbots_attested-tls/gcp-tdx-1782809233226668671",
+            "tdx/flashbots_attested-tls/gcp-tdx-collateral.json",
+            datetime(2026, 6, 30, 9, 12, tzinfo=UTC),
+        ),
+        (
+            "tdx/google_go-tdx-guest/quote_v5_sample.dat",
+            "tdx/flashbots_attested-tls/azure-collateral-20260608.json",
+            datetime(2026, 6, 8, 13, tzinfo=UTC),
+        ),
+    ],
+)
+def test_twins_of_real_intel_platforms(quote: str, collateral: str, moment: datetime, vectors: Path) -> None:
+    """Google's padded quote v4 and a v5, with Intel's published collateral."""
+    given = from_json((vectors / collateral).read_bytes())
+    parts = {
+        "tdx-quote": (vectors / quote).read_bytes(),
+        "tdx-tcb-info": whole_bundles.published(given.tcb_info, "tcbInfo"),
+        "tdx-tcb-info-chain": given.tcb_info_chain,
+        "tdx-qe-identity": whole_bundles.published(given.qe_identity, "enclaveIdentity"),
+        "tdx-qe-identity-chain": given.qe_identity_chain,
+        "tdx-root-crl": given.root_crl or b"",
+        "tdx-pck-crl": given.pck_crl or b"",
+    }
+    case = posed(parts, moment, replace(local(), tdx=TdxPolicy()))
+    own = {"tdx.report_data.unbound"}
+    assert tdx_codes(case) == own
+    assert tdx_codes(tdx.twin(case, lambda _: None, trusted=True)) == own
+    assert tdx_codes(tdx.twin(case, lambda _: None, trusted=True, revoke=True)) == own | {"tdx.chain.revoked"}
+    assert "tdx.chain.untrusted_root" in tdx_codes(tdx.twin(case, lambda _: None, trusted=False))
+    for name, code in (("tdx.debug", "tdx.attributes.debug"), ("tdx.tcb_info.edited", "signature_invalid")):
+        mutation = next(mutation for mutation in tdx.MUTATIONS if mutation.name == name)
+        assert any(code in found for found in tdx_codes(mutation.change(case)))
+
+
+def local() -> Policy:
+    return whole_bundles.local().policy
 
 
 def one(change: object, code: str = "claims.not_bound") -> run.Result:

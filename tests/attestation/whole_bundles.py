@@ -124,7 +124,8 @@ def azure() -> Whole:
     return Whole(Bundle(evidence), world.policy_toml() + section)
 
 
-def _body(signed: Signed | None, member: str) -> bytes:
+def published(signed: Signed | None, member: str) -> bytes:
+    """A document as Intel's service gives it."""
     assert signed is not None
     return b'{"%b":%b,"signature":"%b"}' % (member.encode(), signed.content, signed.signature.hex().encode())
 
@@ -148,9 +149,9 @@ def tdx(**td: Any) -> Whole:
     parts = {
         "tdx-quote": machine.quote(),
         "ccel": ccel_log(measured),
-        "tdx-tcb-info": _body(given.tcb_info, "tcbInfo"),
+        "tdx-tcb-info": published(given.tcb_info, "tcbInfo"),
         "tdx-tcb-info-chain": given.tcb_info_chain,
-        "tdx-qe-identity": _body(given.qe_identity, "enclaveIdentity"),
+        "tdx-qe-identity": published(given.qe_identity, "enclaveIdentity"),
         "tdx-qe-identity-chain": given.qe_identity_chain,
         "tdx-root-crl": given.root_crl or b"",
         "tdx-pck-crl": given.pck_crl or b"",

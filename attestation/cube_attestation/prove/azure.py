@@ -132,6 +132,7 @@ MUTATIONS = (
         "an AK certificate under Microsoft's names with the forger's keys",
         "azure.ak_chain.untrusted_root",
         _impostor,
+        also="azure.ak_chain.signature_invalid",
     ),
     Mutation(
         "azure.ak.roots",

@@ -107,4 +107,5 @@ def _try(mutation: Mutation, case: Case) -> Result:
         return Result(mutation, BROKEN, note=f"no verdict: {error}")
     if verdict.passed:
         return Result(mutation, PASSED)
-    return Result(mutation, REFUSED if mutation.code in verdict.codes else OTHER_CODE, verdict.codes)
+    expected = {mutation.code, mutation.also}.intersection(verdict.codes)
+    return Result(mutation, REFUSED if expected else OTHER_CODE, verdict.codes)

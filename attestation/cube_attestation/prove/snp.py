@@ -219,6 +219,7 @@ MUTATIONS = (
         "the whole report correctly signed under a chain like AMD's, but for the keys",
         "snp.chain.untrusted_root",
         lambda case: twin(case, lambda _: None, trusted=False),
+        also="snp.chain.signature_invalid",
     ),
     Mutation(
         "snp.roots",
