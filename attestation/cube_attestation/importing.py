@@ -66,7 +66,7 @@ def _pem(certificates: Sequence[certificate.Certificate]) -> bytes:
 def _certified(evidence: Collection, material: Material) -> Collection:
     """Certificates and lists by whose they are: AMD's, Intel's (with the collateral), or the TPM's."""
     found = certificate.load_all(material.certificates, where="certificates")
-    amd = [one for one in found if _names(one, "Advanced Micro Devices")]
+    amd = [one for one in found if one.common_name.startswith(("SEV-", "ARK-"))]
     others = [one for one in found if one not in amd and not _names(one, "Intel") and not _names(one, "NVIDIA")]
     if amd:
         media = "application/vnd.cube.snp-certificates"
@@ -83,10 +83,11 @@ def _certified(evidence: Collection, material: Material) -> Collection:
         if issuers:
             evidence = evidence.with_item("ak-chain", PEM_CHAIN, _pem(issuers), ENDORSEMENTS)
     lists = [(data, certificate.describe(crl.load(data, where="revocation list").issuer)) for data in material.crls]
-    for data in [data for data, issuer in lists if "Advanced Micro Devices" in issuer][:1]:
+    for data in [data for data, issuer in lists if "CN=ARK-" in issuer][:1]:
         evidence = evidence.with_item("snp-crl", CRL, data, ENDORSEMENTS)
-    azure = [data for data, issuer in lists if "Virtual TPM" in issuer]
-    if azure:
+    authorities = {certificate.describe(one.subject) for one in issuers}
+    azure = [data for data, issuer in lists if "Virtual TPM" in issuer or issuer in authorities]
+    if azure and material.hcl_reports:
         text = b"".join(
             b"-----BEGIN X509 CRL-----\n" + base64.encodebytes(data) + b"-----END X509 CRL-----\n" for data in azure
         )

@@ -8,7 +8,7 @@ import binascii
 import contextlib
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from cube_attestation.errors import BadInput
 
@@ -22,7 +22,8 @@ TPM_SIGNATURES = (b"\x00\x14", b"\x00\x16", b"\x00\x18")  # TPM_ALG_RSASSA, RSAP
 _HEX = re.compile(rb"(?:0[xX])?((?:[0-9a-fA-F]{2})+)")
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]+={0,2}")
 _JWS = re.compile(rb"eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-_PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----(.*?)-----END \1-----", re.DOTALL)
+_PEM_BEGIN = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----")
+MAX_BLOCKS = 256
 
 
 def recognise(data: bytes, *, where: str = "file") -> Material:
@@ -276,10 +277,25 @@ def _unquoted(text: bytes) -> bytes:
     return urllib.parse.unquote_to_bytes(text)
 
 
+def _blocks(text: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Label and base64 of each PEM block; text around them is left alone. Raises BadInput for an endless one."""
+    at = 0
+    for _ in range(MAX_BLOCKS):
+        begin = _PEM_BEGIN.search(text, at)
+        if begin is None:
+            return
+        end = b"-----END " + begin.group(1) + b"-----"
+        stop = text.find(end, begin.end())
+        if stop < 0:
+            raise BadInput(f"{begin.group(1).decode()} without an end", where="PEM")
+        yield begin.group(1), b"".join(text[begin.end() : stop].split())
+        at = stop + len(end)
+    raise BadInput(f"more than {MAX_BLOCKS} blocks", where="PEM")
+
+
 def _of_pem(text: bytes) -> Material | None:
     found = Material()
-    for match in _PEM.finditer(text):
-        label, packed = match.group(1), b"".join(match.group(2).split())
+    for label, packed in _blocks(text):
         try:
             data = base64.b64decode(packed, validate=True)
         except (binascii.Error, ValueError) as error:

@@ -13,6 +13,7 @@ from .material import Device, Material, Quote
 
 MAX_VALUES = 4096
 MAX_DEPTH = 12
+MAX_YAML = 256 << 10
 MIN_TEXT = 32  # shorter texts are names and numbers
 _BANKS = ("sha1", "sha256", "sha384", "sha512")
 
@@ -28,7 +29,9 @@ def of_json(text: bytes, layers: int) -> Material | None:
 
 def of_yaml(text: bytes, layers: int) -> Material | None:
     """What block mappings of strings hold: ``name: value``, folded (>) and literal (|) blocks. Raises BadInput."""
-    value = _yaml(text.decode("utf-8", "replace").splitlines())
+    if len(text) > MAX_YAML:
+        return None
+    value = _yaml(text.decode("utf-8", "replace").splitlines(), 0)
     return _Walk(layers).document(value, json.dumps(value).encode())
 
 
@@ -145,7 +148,11 @@ def _unmarked(data: bytes, name: str) -> Material | None:
 def _is_key_set(value: Mapping[str, object]) -> bool:
     """A JWK set; Azure's runtime claims hold keys as well."""
     keys = value.get("keys")
-    return isinstance(keys, list) and "vm-configuration" not in value and any("kty" in key for key in keys if key)
+    return (
+        isinstance(keys, list)
+        and "vm-configuration" not in value
+        and any(isinstance(key, dict) and "kty" in key for key in keys)
+    )
 
 
 def _is_token_set(value: object) -> bool:
@@ -246,8 +253,9 @@ def _note(value: object) -> Material | None:
     return None
 
 
-def _yaml(lines: list[str]) -> dict[str, object]:
+def _yaml(lines: list[str], depth: int) -> dict[str, object]:
     """Block mappings by indentation. Anything else (anchors, lists, flow) is left out: nothing here needs it."""
+    _bounded(depth)
     found: dict[str, object] = {}
     at = 0
     while at < len(lines):
@@ -275,14 +283,20 @@ def _yaml(lines: list[str]) -> dict[str, object]:
         elif rest:
             found[name] = rest.strip("'") + "".join(line.strip() for line in block)
         elif block and block[0].lstrip().startswith("- "):
-            found[name] = _yaml_list([line for line in block if line.strip()])
+            found[name] = _yaml_list([line for line in block if line.strip()], depth + 1)
         else:
-            found[name] = _yaml(block)
+            found[name] = _yaml(block, depth + 1)
     return found
 
 
-def _yaml_list(lines: list[str]) -> list[object]:
+def _bounded(depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise BadInput("nested too deeply", where="YAML")
+
+
+def _yaml_list(lines: list[str], depth: int) -> list[object]:
     """Block sequences of numbers, texts and sequences: ``- 1``, ``- - 1``."""
+    _bounded(depth)
     indent = len(lines[0]) - len(lines[0].lstrip())
     found: list[object] = []
     at = 0
@@ -295,7 +309,7 @@ def _yaml_list(lines: list[str]) -> list[object]:
         if rest in ("|", "|-", ">", ">-"):
             found.append(("\n" if rest[0] == "|" else "").join(line.strip() for line in lines[start + 1 : at]))
         elif rest.startswith("- "):
-            found.append(_yaml_list([" " * (indent + 2) + rest, *lines[start + 1 : at]]))
+            found.append(_yaml_list([" " * (indent + 2) + rest, *lines[start + 1 : at]], depth + 1))
         else:
             found.append(int(rest) if rest.isdecimal() else rest.strip("'\""))
     return found
