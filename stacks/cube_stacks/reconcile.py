@@ -31,8 +31,13 @@ class Outcome:
     words: str
 
 
-def reconcile(environment: str, progress: Callable[[str], None]) -> Iterator[Outcome]:
-    """Go over gates, then domain sets, then edges; yields an outcome for each."""
+def reconcile(
+    environment: str, progress: Callable[[str], None], *, ready_s: float = edge.READY_S
+) -> Iterator[Outcome]:
+    """Go over gates, then domain sets, then edges; yields an outcome for each.
+
+    An edge has `ready_s` seconds to find a member ready: a new boot first tries its models.
+    """
     passed: dict[str, Properties] = {}
     for name, record in records.all_of(environment, "gates").items():
         try:
@@ -45,7 +50,7 @@ def reconcile(environment: str, progress: Callable[[str], None]) -> Iterator[Out
     for name, record in records.all_of(environment, "domain-sets").items():
         yield _domains(environment, name, record, passed)
     for name, record in records.all_of(environment, "edges").items():
-        yield _edge(environment, name, record)
+        yield _edge(environment, name, record, ready_s, progress)
 
 
 def _gate(name: str, record: dict[str, Any], progress: Callable[[str], None]) -> tuple[Properties, str]:
@@ -96,7 +101,9 @@ def with_revocations(environment: str, inputs: Properties) -> Properties:
     return inputs | {"domains": domains}
 
 
-def _edge(environment: str, name: str, record: dict[str, Any]) -> Outcome:
+def _edge(
+    environment: str, name: str, record: dict[str, Any], ready_s: float, progress: Callable[[str], None]
+) -> Outcome:
     inputs = record["inputs"]
     members = tuple(Member(each["serviceAddress"], each["managementAddress"]) for each in inputs["members"])
     folder = records.folder(environment, "edges", name)
@@ -105,6 +112,6 @@ def _edge(environment: str, name: str, record: dict[str, Any]) -> Outcome:
             edge.apply(folder, Edge(inputs["listen"], members, inputs["ca"], inputs["hostname"]))
     except Failed as error:
         return Outcome("edges", name, False, error.message)
-    ready = edge.wait_for_member(folder, 5.0, time.sleep)
+    why = edge.wait_for_member(folder, members, ready_s, progress, time.sleep)
     words = f"{edge.healthy(folder)} of {len(members)} members ready"
-    return Outcome("edges", name, ready, words)
+    return Outcome("edges", name, not why, f"{words}: {why}" if why else words)

@@ -149,3 +149,9 @@ def test_a_domain_may_name_configured_models_only() -> None:
 def test_any_configuration_is_read_or_refused(values: dict[str, object]) -> None:
     with contextlib.suppress(ConfigurationError):
         read(values, ROOT, "local")
+
+
+def test_one_attestation_setting_keeps_the_others_defaults() -> None:
+    found = read({"attestation": {"lease": "15s"}}, ROOT, "local")
+    assert (found.attestation.lease_s, found.attestation.lowest_tier) == (15, "software")
+    assert found.attestation.policy.name == "local.toml"

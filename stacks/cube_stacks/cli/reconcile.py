@@ -10,9 +10,11 @@ from typing import Any
 
 from cube_attestation import times
 
-from cube_stacks import records
+from cube_stacks import edge, records
 from cube_stacks.gate import utc_now
 from cube_stacks.reconcile import reconcile
+
+_WATCH_READY_S = 10.0  # the next round looks again; leases must not wait for a slow edge
 
 
 def add(commands: Any) -> None:
@@ -32,13 +34,13 @@ def _seconds(text: str) -> int:
 
 def run(asked: argparse.Namespace) -> int:
     while True:
-        well = once(asked.environment)
+        well = once(asked.environment, _WATCH_READY_S if asked.watch else edge.READY_S)
         if not asked.watch:
             return 0 if well else 1
         time.sleep(asked.interval)
 
 
-def once(environment: str) -> bool:
+def once(environment: str, ready_s: float) -> bool:
     """One round; whether all is well."""
     if not records.all_of(environment, "gates"):
         print(f"environment {environment}: nothing is deployed; run: pulumi up", file=sys.stderr)
@@ -51,7 +53,7 @@ def once(environment: str) -> bool:
             print(f"     {line}", file=sys.stderr, flush=True)
 
     well = True
-    for outcome in reconcile(environment, progress):
+    for outcome in reconcile(environment, progress, ready_s=ready_s):
         well = well and outcome.well
         mark = "ok " if outcome.well else "BAD"
         now = times.format_time(utc_now())

@@ -3,15 +3,11 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from cube_stacks import edge, records
 from cube_stacks.provider.base import UNKNOWN, Context, Failed, Properties, Resource, State, Unhealthy
 from cube_stacks.provider.failures import explained
-
-_READY_S = 300.0  # an emulated machine takes its time to read a model for the first time
-_SAY_S = 1.5
 
 
 class Edge(Resource):
@@ -57,13 +53,10 @@ class Edge(Resource):
         with explained():
             edge.apply(_folder(ctx), wanted)
         records.keep(environment, "edges", name, inputs, outputs)
-        end = time.monotonic() + min(_READY_S, ctx.timeout_s or _READY_S)
-        while not edge.wait_for_member(_folder(ctx), _SAY_S, ctx.pause):
-            why = edge.why_not_ready(members)
-            if time.monotonic() > end:
-                words = f"edge.no_member_ready: none of {len(members)} members is ready: {why}"
-                raise Unhealthy(f"{environment}/{name}", outputs, [words])
-            ctx.progress(f"waiting for a member: {why}")
+        limit = min(edge.READY_S, ctx.timeout_s or edge.READY_S)
+        if why := edge.wait_for_member(_folder(ctx), members, limit, ctx.progress, ctx.pause):
+            words = f"edge.no_member_ready: none of {len(members)} members is ready: {why}"
+            raise Unhealthy(f"{environment}/{name}", outputs, [words])
         return State(f"{environment}/{name}", outputs)
 
 

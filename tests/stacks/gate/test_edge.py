@@ -98,20 +98,20 @@ def test_only_an_admitted_boot_is_routed_to(machine: Any, trust: Trust, signed: 
     assert edge.healthy(folder) == 0
     assert models(address, trust) == 0  # up and reachable, and not admitted
     examined = admit(machine, trust, signed)
-    assert edge.wait_for_member(folder, 10, time.sleep)
+    assert edge.wait_for_member(folder, [], 10, lambda _: None, time.sleep) == ""
     assert models(address, trust) == 200
 
     assert examined.claims is not None
     gate.revoke(machine.management, trust, examined.claims.boot, examined.tls_spki, "test")
-    assert until(lambda: edge.healthy(folder) == 0, 5)
-    assert models(address, trust) == 0
+    assert models(address, trust) in (0, 503)  # the machine closes at once, the edge with its next check
+    assert until(lambda: models(address, trust) == 0, 5)
 
     machine.reboot()
     time.sleep(2)
     assert edge.healthy(folder) == 0
     assert models(address, trust) == 0
     admit(machine, trust, signed)
-    assert edge.wait_for_member(folder, 10, time.sleep)
+    assert edge.wait_for_member(folder, [], 10, lambda _: None, time.sleep) == ""
     assert models(address, trust) == 200
 
 
@@ -121,7 +121,7 @@ def test_a_lease_that_runs_out_takes_the_member_out(
     address = listen()
     edge.apply(folder, wanted(address, trust, machine))
     admit(machine, trust, signed, timedelta(seconds=4))
-    assert edge.wait_for_member(folder, 4, time.sleep)
+    assert edge.wait_for_member(folder, [], 4, lambda _: None, time.sleep) == ""
     assert until(lambda: edge.healthy(folder) == 0, 8)
     assert models(address, trust) == 0
 
@@ -159,7 +159,7 @@ def test_members_change_without_a_new_process(
     other = edge.apply(folder, wanted(moved, trust, second))
     assert other != process
     assert not process.alive()
-    assert edge.wait_for_member(folder, 10, time.sleep)
+    assert edge.wait_for_member(folder, [], 10, lambda _: None, time.sleep) == ""
     assert models(moved, trust) == 200
 
 
