@@ -109,8 +109,8 @@ class Case:
 class Mutation:
     """One attack: what it does in words, the code that must refuse it, and how to make it.
 
-    ``change`` raises Inapplicable where the bundle or the policy leaves it no room. ``also`` is a code that says the
-    same: an impostor's chain ends in an untrusted root, or in a name whose real key is shipped and did not sign.
+    ``change`` raises Inapplicable where the bundle or the policy leaves it no room. ``also`` is a code that says
+    the same: an impostor's chain ends in an untrusted root, or in a shipped name whose real key did not sign.
     """
 
     name: str
