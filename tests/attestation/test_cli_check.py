@@ -320,21 +320,24 @@ def _members(*members: tuple[int, int | bytes]) -> bytes:
     return b"".join(fake_tdx.proto(number, value) for number, value in members if value not in (0, b""))
 
 
+def number(data: bytes, at: int, size: int) -> int:
+    return int.from_bytes(data[at : at + size], "little")
+
+
 def snp_message(data: bytes) -> bytes:
     """A report field by field, as go-sev-guest's message holds it."""
-    u32, u64 = (
-        (lambda at: struct.unpack_from("<I", data, at)[0]),
-        (lambda at: struct.unpack_from("<Q", data, at)[0]),
-    )
     family, model, stepping = data[0x188:0x18B]
     fms = (family - 0xF) << 20 | 0xF << 8 | (model >> 4) << 16 | (model & 0xF) << 4 | stepping  # CPUID 1, EAX
     parts = ((11, 0x50, 64), (12, 0x90, 48), (13, 0xC0, 32), (14, 0xE0, 48), (15, 0x110, 48), (16, 0x140, 32),
              (17, 0x160, 32), (19, 0x1A0, 64), (4, 0x10, 16), (5, 0x20, 16), (28, 0x2A0, 512))  # fmt: skip
     return _members(
-        (1, u32(0)), (2, u32(4)), (3, u64(8)), (6, u32(0x30)), (7, u32(0x34)), (8, u64(0x38)), (9, u64(0x40)),
-        (10, u32(0x48)), (18, u64(0x180)), (20, u64(0x1E0)), (27, u64(0x1F0)), (29, fms),
+        *((field, number(data, at, size)) for field, at, size in (
+            (1, 0, 4), (2, 4, 4), (3, 8, 8), (6, 0x30, 4), (7, 0x34, 4), (8, 0x38, 8), (9, 0x40, 8), (10, 0x48, 4),
+            (18, 0x180, 8), (20, 0x1E0, 8), (27, 0x1F0, 8),
+        )),
+        (29, fms),
         *((21 + i, data[0x1E8 + i]) for i in range(3)), *((24 + i, data[0x1EC + i]) for i in range(3)),
-        *((number, data[at : at + size]) for number, at, size in parts),
+        *((field, data[at : at + size]) for field, at, size in parts),
     )  # fmt: skip
 
 
@@ -405,18 +408,17 @@ def coco_report(data: bytes) -> dict[str, object]:
     def firmware(at: int) -> dict[str, int]:
         return {"build": data[at], "minor": data[at + 1], "major": data[at + 2]}
 
-    u32, u64 = (
-        (lambda at: struct.unpack_from("<I", data, at)[0]),
-        (lambda at: struct.unpack_from("<Q", data, at)[0]),
-    )
     byte_fields = {
         "family_id": (0x10, 16), "image_id": (0x20, 16), "report_data": (0x50, 64), "measurement": (0x90, 48),
         "host_data": (0xC0, 32), "id_key_digest": (0xE0, 48), "author_key_digest": (0x110, 48),
         "report_id": (0x140, 32), "report_id_ma": (0x160, 32), "chip_id": (0x1A0, 64),
     }  # fmt: skip
     return {
-        "version": u32(0), "guest_svn": u32(4), "policy": u64(8), "vmpl": u32(0x30), "sig_algo": u32(0x34),
-        "current_tcb": tcb(0x38), "plat_info": u64(0x40), "key_info": u32(0x48), "reported_tcb": tcb(0x180),
+        **{name: number(data, at, size) for name, (at, size) in {
+            "version": (0, 4), "guest_svn": (4, 4), "policy": (8, 8), "vmpl": (0x30, 4), "sig_algo": (0x34, 4),
+            "plat_info": (0x40, 8), "key_info": (0x48, 4),
+        }.items()},
+        "current_tcb": tcb(0x38), "reported_tcb": tcb(0x180),
         "cpuid_fam_id": data[0x188], "cpuid_mod_id": data[0x189], "cpuid_step": data[0x18A],
         "committed_tcb": tcb(0x1E0), "current": firmware(0x1E8), "committed": firmware(0x1EC),
         "launch_tcb": tcb(0x1F0),
@@ -431,6 +433,26 @@ def test_coco_snp_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     evidence = {"attestation_report": coco_report(files["report"]), "cert_chain": chain}
     given_files = {"evidence.json": json.dumps(evidence).encode(), "chain": files["chain"], "crl": files["crl"]}
     assert check(tmp_path, "snp", given_files, *options, capsys=capsys)[0] == 0
+
+
+def test_the_files_of_tpm2_tools(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``tpm2_quote -m msg -s sig -o pcrs``: a TPMT_SIGNATURE, and C structures with the PCR values."""
+    files, options = whole("tpm-quote")
+    values = [bytes.fromhex(value) for value in json.loads(files["pcrs.json"])]
+    lists = b""
+    for i in range(0, 24, 8):
+        entries = b"".join(struct.pack("<H", 32) + value.ljust(64, b"\0") for value in values[i : i + 8])
+        lists += struct.pack("<I", 8) + entries
+    selection = struct.pack("<IHB4sx", 1, 0xB, 3, b"\xff\xff\xff\0").ljust(132, b"\0")
+    pcrs = selection + struct.pack("<I", 3) + lists
+    signature = b"\0\x14\0\x0b" + len(files["sig"]).to_bytes(2, "big") + files["sig"]
+    files |= {"sig": signature, "pcrs.json": pcrs}
+    code, result = check(tmp_path, "tpm-quote", files, *options, capsys=capsys)
+    assert (code, codes(result)) == (0, [])
+    files["pcrs.json"] = pcrs[:150] + b"!" + pcrs[151:]
+    assert codes(check(tmp_path, "tpm-quote", files, *options, capsys=capsys)[1]) == [
+        "tpm.quote.pcr_digest_mismatch"
+    ]
 
 
 def test_an_auxblob_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

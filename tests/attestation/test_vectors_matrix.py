@@ -148,7 +148,7 @@ TDX = [
         ("tdx.mrservicetd.not_allowed", *UNSUPPORTED), label="v5"),
     Case("tdx", (f"{COCO_TDX}/tdx_quote_6.dat", f"{COCO_TDX}/tcbInfo.json", f"{COCO_TDX}/enclaveIdentity.json",
                  f"{GOOGLE}/trusted_root.pem", f"{PHALA}/TrustedRootCA.der"),
-         "2025-11-01", ("collateral.tcb_info.missing", "collateral.qe_identity.missing", "tdx.tcb.unknown"),
+         "2025-11-01", ("collateral.tcb_info.missing", "collateral.qe_identity.missing"),
          ("tdx.root_crl", "tdx.pck_crl"), authentic=False, label="v4"),
     tdx(f"{GOOGLE}/ccel/cos-113-tdx-quote.dat", GCP_COLLATERAL, "2026-06-30T10:00:00Z", OLD, label="v4 GCP"),
     tdx(f"{GOOGLE}/quote_v5_sample.dat", AZURE_COLLATERAL, "2026-06-08T13:00:00Z", label="v5"),
@@ -156,7 +156,7 @@ TDX = [
                  f"{GOOGLE}/sample_qeIdentity_response", f"{GOOGLE}/pckcrl", f"{GOOGLE}/rootcrl.der"),
          "2023-06-20", authentic=False, label="v4",
          codes=("collateral.tcb_info.missing", "collateral.qe_identity.missing", "tdx.attributes.sept_ve_disable",
-                "tdx.attributes.not_allowed", "tdx.tcb.unknown")),
+                "tdx.attributes.not_allowed")),
     Case("tdx", (f"{GOOGLE}/quote_v5_sample.dat", f"{GOOGLE}/sample_tcbinfo_response_v5"), "2026-02-18", label="v5",
          codes=("collateral.tcb_info.missing",), authentic=False,
          allow=("tdx.root_crl", "tdx.pck_crl", "tdx.qe_identity")),
@@ -226,7 +226,7 @@ HCL = [
     Case("tpm-quote", (f"{DERIVED}/tpm-quote.msg", f"{DERIVED}/tpm-quote.sig", f"{DERIVED}/tpm-pcrs.json",
                        f"{DERIVED}/ak-chain.pem"), "2026-06-08T13:00:00Z", (), ("tpm.crl",), "00" * 32,
          label="Azure, AK to Microsoft"),
-    Case("azure-hcl", (f"{AZURE}/hclreport.bin",), "2026-06-08", ("tdx.quote.missing", "azure.hcl.unbound_claims"),
+    Case("azure-hcl", (f"{AZURE}/hclreport.bin",), "2026-06-08", ("tdx.quote.missing",),
          authentic=False, label="TDX, HCL report alone"),
 ]  # fmt: skip
 CLOCK = "2024-06-01"
@@ -358,7 +358,7 @@ def test_what_is_missing_is_named_and_nothing_else(
     code, out = run(case.arguments(vectors, ()), capsys)
     result = json.loads(out)
     more = set(result["reasons"]) - set(case.codes)
-    lacks = {"collateral.missing", "nvidia.report.fwid_missing", "tdx.tcb.unknown"}
+    lacks = {"collateral.missing", "nvidia.report.fwid_missing"}
     assert (code, result["authentic"], result["acceptable"]) == (2, False, False)
     assert more
     assert all(reason.endswith(".missing") or reason in lacks for reason in more)

@@ -77,7 +77,7 @@ def _hardware(given: Given, report: abi.HclReport) -> tuple[ItemVerdict, bytes |
         return item, verified.report.report_data if item.authentic or _only_missing(item) else None
     if not given.material.tdx_quotes:
         reason = Reason("tdx.quote.missing", "no key signs a TDREPORT: the TD quote over it is needed")
-        return ItemVerdict("tdx-quote", (reason,)), None
+        return ItemVerdict("tdx-quote", (reason,)), report.td_report_data()  # so that the other links can be told
     data = needed(given.material.tdx_quotes, "a TD quote", "")
     item, quote = tdx.quote_item(given, data, report_data=None)
     body = quote.body

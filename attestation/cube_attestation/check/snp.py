@@ -53,9 +53,17 @@ def _product(vouching: verify.Endorsements) -> str:
     return ""
 
 
+def _inside_hcl(data: bytes) -> bytes:
+    """The SNP report inside of an Azure HCL report; empty when it holds a TDREPORT. Raises BadInput."""
+    from cube_attestation.azure.abi import parse_hcl
+
+    report = parse_hcl(data)
+    return report.hardware if report.tee == "snp" else b""
+
+
 def check(given: Given) -> tuple[ItemVerdict, ...]:
     """The report's item. Raises BadInput."""
-    data = needed(
-        given.material.snp_reports, "an SNP report", "pass the report's 1184 bytes, or their hex or base64"
-    )
+    found = tuple(_inside_hcl(data) for data in given.material.hcl_reports)
+    reports = given.material.snp_reports or tuple(filter(None, found))
+    data = needed(reports, "an SNP report", "pass the report's 1184 bytes, or their hex or base64")
     return (report(given, data, rules(given.data64()), item="snp")[0],)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 from cube_attestation import jcs
 from cube_attestation.anchors.intel import INTEL_ROOTS
@@ -93,7 +94,11 @@ def quote_item(
         anchors=rules.roots,
         allow_missing=rules.allow_missing,
     )
-    return appraise(found, rules, report_data=report_data, log=log, item="tdx"), quote
+    item = appraise(found, rules, report_data=report_data, log=log, item="tdx")
+    if {"collateral.tcb_info.missing", "collateral.qe_identity.missing"} & {reason.code for reason in item.forged}:
+        # what is missing says already why the TCB can't be told
+        item = replace(item, refused=tuple(r for r in item.refused if r.code != "tdx.tcb.unknown"))
+    return item, quote
 
 
 def check(given: Given) -> tuple[ItemVerdict, ...]:

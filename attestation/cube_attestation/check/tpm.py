@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -60,20 +61,47 @@ def assembled(material: Material) -> tuple[Assembled, ...]:
     if not material.attests:
         return tuple(found)
     attest = needed(material.attests, "a TPMS_ATTEST", "")
-    signatures = [*material.signatures, *(blob for blob in material.blobs if len(blob) in (256, 384, 512))]
+    signatures = [*material.signatures, *(blob for blob in material.blobs if _is_bare_signature(blob))]
     if not signatures:
         raise BadInput("the quote has no signature", todo="pass it too: a TPMT_SIGNATURE, or bare RSA bytes")
     raw = needed(tuple(signatures[:1]), "a signature", "")
     pcrs = dict(material.pcrs[0]) if material.pcrs else _raw_pcrs(material, abi.parse_quote(attest), raw)
-    found.append(Assembled(attest, parse_signature(raw), pcrs))
+    found.append(Assembled(attest, _signature(raw), pcrs))
     return tuple(found)
 
 
+def _is_bare_signature(blob: bytes) -> bool:
+    return len(blob) in (256, 384, 512) or _is_der_signature(blob)
+
+
+def _is_der_signature(blob: bytes) -> bool:
+    """An ECDSA signature as ``tpm2_quote --format=plain`` writes it: a SEQUENCE of two INTEGERs."""
+    from cube_attestation.x509 import der
+
+    try:
+        outer = der.Cursor(blob, "signature")
+        inner = outer.inner()
+        outer.done()
+        inner.integer(67)
+        inner.integer(67)
+        inner.done()
+    except BadInput:
+        return False
+    return True
+
+
+def _signature(data: bytes) -> abi.Signature:
+    """A TPMT_SIGNATURE, bare RSASSA, or DER of ECDSA, the latter two with SHA-256. Raises BadInput."""
+    return abi.Signature("ecdsa", "sha256", data) if _is_der_signature(data) else parse_signature(data)
+
+
 def _raw_pcrs(material: Material, quote: abi.Quote, used: bytes) -> Mapping[str, Mapping[int, bytes]]:
-    """Values one after the other in the quote's order, as ``tpm2_quote -o`` writes them without a format."""
+    """PCR values in the quote's order: one after the other, or in the structures that tpm2-tools writes."""
     wanted = [(bank, index) for bank, indices in quote.selection for index in indices]
     size = sum(hashlib.new(bank).digest_size for bank, _ in wanted)
     blob = next((blob for blob in material.blobs if len(blob) == size and blob != used), b"")
+    if not blob:
+        blob = next((values for one in material.blobs if len(values := _tpm2_tools(one)) == size), b"")
     found: dict[str, dict[int, bytes]] = {}
     at = 0
     for bank, index in wanted if blob else ():
@@ -81,6 +109,26 @@ def _raw_pcrs(material: Material, quote: abi.Quote, used: bytes) -> Mapping[str,
         found.setdefault(bank, {})[index] = blob[at:end]
         at = end
     return found
+
+
+def _tpm2_tools(blob: bytes) -> bytes:
+    """The values of ``tpm2_quote --pcr``'s file, empty for another one.
+
+    Little-endian C structures: TPML_PCR_SELECTION (132 bytes), a count, and as many TPML_DIGEST (532 bytes each: a
+    count, then eight times size and 64 bytes).
+    """
+    if len(blob) < 136:
+        return b""
+    (count,) = struct.unpack_from("<I", blob, 132)
+    if len(blob) != 136 + 532 * count:
+        return b""
+    values = b""
+    for at in range(136, len(blob), 532):
+        (digests,) = struct.unpack_from("<I", blob, at)
+        for i in range(min(digests, 8)):
+            (size,) = struct.unpack_from("<H", blob, at + 4 + 66 * i)
+            values += blob[at + 6 + 66 * i :][: min(size, 64)]
+    return values
 
 
 @dataclass(frozen=True)
