@@ -455,6 +455,32 @@ def test_the_files_of_tpm2_tools(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ]
 
 
+def test_more_documents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Shapes of other tools' JSON that hold the same evidence."""
+    files, options = whole("tdx")
+    collateral = json.loads(files["collateral.json"])
+    for change in (
+        lambda data: base64.b64encode(data).decode(),
+        list,
+        lambda data: f"-----BEGIN X509 CRL-----\n{base64.encodebytes(data).decode()}-----END X509 CRL-----\n",
+    ):
+        lists = {name: change(bytes.fromhex(collateral[name])) for name in ("root_ca_crl", "pck_crl")}
+        quote = base64.b64encode(files["quote"]).decode()
+        answer = {"evidence": quote, "certificate": "none", "more": {"collateral": {**collateral, **lists}}}
+        code, result = check(tmp_path, "tdx", {"all.json": json.dumps(answer).encode()}, *options, capsys=capsys)
+        assert (code, codes(result)) == (0, [])
+    files, options = whole("tpm-quote")
+    pcrs = {
+        str(i): base64.b64encode(bytes.fromhex(v)).decode() for i, v in enumerate(json.loads(files["pcrs.json"]))
+    }
+    quote_json = {"quote": base64.b64encode(files["msg"]).decode(), "rawSig": base64.b64encode(files["sig"]).decode(),
+                  "pcrs": {"hash": "SHA256", "pcrs": pcrs}}  # fmt: skip
+    rest = {name: files[name] for name in ("ak", "issuers", "crl0", "crl1")}
+    message = json.dumps({"quotes": [quote_json], "akCert": base64.b64encode(files["ak"]).decode()}).encode()
+    code, result = check(tmp_path, "tpm-quote", {"attestation.json": message, **rest}, *options, capsys=capsys)
+    assert (code, codes(result)) == (0, [])
+
+
 def test_an_auxblob_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files, options = whole("snp")
     guids = {kind: guid for guid, kind in snp_abi.TABLE_KINDS.items()}

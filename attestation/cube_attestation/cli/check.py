@@ -55,7 +55,9 @@ def add(commands: Commands) -> None:
     for name, words in OPTIONS.items():
         parser.add_argument(f"--{name}", metavar="FILE", action="append", default=[], help=words)
     parser.add_argument("--nonce", metavar="HEX", help="what the evidence must answer")
-    parser.add_argument("--at", metavar="TIME", help="verify as of this time, e.g. 2026-11-24T12:00:00Z")
+    parser.add_argument(
+        "--at", metavar="TIME", help="verify as of this time, 2026-11-24T12:00:00Z or the day alone"
+    )
     parser.add_argument("--allow-missing", metavar="NAME", action="append", default=[],
                         help="go on without this collateral, e.g. snp.crl, nvidia.rim_ocsp")  # fmt: skip
     parser.add_argument("--root", metavar="FILE|DIGEST", action="append", default=[],
@@ -71,7 +73,9 @@ def run(options: argparse.Namespace) -> int:
 
     from .commands import _clock, _nonce
 
-    now, nonce = _clock(options.at), _nonce(options.nonce)
+    day = options.at is not None and len(options.at) == 10
+    now = _clock(f"{options.at}T00:00:00Z" if day else options.at)
+    nonce = _nonce(options.nonce.removeprefix("0x") if options.nonce is not None else None)
     allowed = [name for text in options.allow_missing for name in text.split(",")]
     try:
         material = gather(options)

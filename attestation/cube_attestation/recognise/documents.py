@@ -92,10 +92,12 @@ class _Walk:
 
             rest = self.mapping({n: v for n, v in value.items() if n != "attestation_report"}, name, depth + 1)
             return Material(snp_reports=(snp_json.report(value["attestation_report"]),)) + (rest or Material())
-        if {"evidence", "certificate"} <= names and isinstance(value["evidence"], str):
-            return _devices(value)
-        if names >= {"message", "signature", "pcrs"}:
+        if {"evidence", "certificate"} <= names and (devices := _devices(value)):
+            return devices
+        if names >= {"message", "signature", "pcrs"} and isinstance(value["pcrs"], list):
             return _azure_quote(value)
+        if {"quote", "pcrs"} <= names and names & {"rawSig", "raw_sig"}:
+            return _tpm_quote(value)
         if names >= {"attest", "signature", "ak_public"}:
             return _cube_quote(value)
         if _is_pcrs(value, name):
@@ -185,14 +187,29 @@ def _bundle(value: Mapping[str, object], layers: int) -> Material:
 
 
 def _collateral(value: Mapping[str, object]) -> Material:
+    """Chains, documents and lists by name; lists of bytes and base64 become the hex that the reader takes."""
+    from .content import decodings
+
     kept = {name: inner for name, inner in value.items() if isinstance(inner, str)}
+    for name in ("root_ca_crl", "pck_crl"):
+        given = value.get(name)
+        if isinstance(given, list) and all(isinstance(n, int) and 0 <= n <= 255 for n in given):
+            kept[name] = bytes(given).hex()
+        elif isinstance(given, str) and "-----BEGIN" not in given:
+            lists = [one for one in decodings("".join(given.split()).encode("ascii", "replace")) if one[:1] == b"0"]
+            kept[name] = lists[0].hex() if lists else given
     return Material(collateral=(json.dumps(kept).encode(),))
 
 
-def _devices(value: Mapping[str, object]) -> Material:
+def _devices(value: Mapping[str, object]) -> Material | None:
+    """A device of NVIDIA's tools; None when the evidence is something else's. Raises BadInput."""
     from cube_attestation.nvidia import abi
 
+    if not isinstance(value["evidence"], str) or not isinstance(value["certificate"], str):
+        return None
     found = abi.decode_evidence(json.dumps([value]).encode())
+    if found[0].report[:2] != b"\x11\xe0":
+        return None
     return Material(devices=tuple(Device(one.report, one.chain) for one in found))
 
 
@@ -201,6 +218,21 @@ def _azure_quote(value: Mapping[str, object]) -> Material:
     from cube_attestation.fields import Fields
 
     return vtpm_quote(containers.read_quote(Fields(value, "TPM quote")))
+
+
+def _tpm_quote(value: Mapping[str, object]) -> Material:
+    """go-tpm-tools' ``tpm.Quote`` in its JSON form. Raises BadInput."""
+    from .content import decodings
+
+    parts = [str(value["quote"]), str(value.get("rawSig", value.get("raw_sig")))]
+    decoded = [decodings(part.encode("ascii", "replace")) for part in parts]
+    given = value["pcrs"]
+    if not all(decoded) or not isinstance(given, dict) or not isinstance(given.get("pcrs"), dict):
+        raise BadInput("quote, signature or PCR values can't be read", where="TPM quote")
+    bank = str(given.get("hash", "")).lower()
+    if bank not in _BANKS:
+        raise BadInput(f"PCR bank {bank[:16]!r} is not known", where="TPM quote")
+    return Material(quotes=(Quote(decoded[0][-1], decoded[1][-1], _pcrs({bank: given["pcrs"]})),))
 
 
 def _cube_quote(value: Mapping[str, object]) -> Material:
