@@ -473,8 +473,8 @@ def test_more_documents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     pcrs = {
         str(i): base64.b64encode(bytes.fromhex(v)).decode() for i, v in enumerate(json.loads(files["pcrs.json"]))
     }
-    quote_json = {"quote": base64.b64encode(files["msg"]).decode(), "rawSig": base64.b64encode(files["sig"]).decode(),
-                  "pcrs": {"hash": "SHA256", "pcrs": pcrs}}  # fmt: skip
+    msg, sig = (base64.b64encode(files[name]).decode() for name in ("msg", "sig"))
+    quote_json = {"quote": msg, "rawSig": sig, "pcrs": {"hash": "SHA256", "pcrs": pcrs}}
     rest = {name: files[name] for name in ("ak", "issuers", "crl0", "crl1")}
     message = json.dumps({"quotes": [quote_json], "akCert": base64.b64encode(files["ak"]).decode()}).encode()
     code, result = check(tmp_path, "tpm-quote", {"attestation.json": message, **rest}, *options, capsys=capsys)
