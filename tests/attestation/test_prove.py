@@ -19,8 +19,12 @@ from cube_attestation.claims import Claims
 from cube_attestation.cli import main
 from cube_attestation.cmw import Collection
 from cube_attestation.errors import BadInput
+from cube_attestation.nvidia import abi as nvidia_abi
+from cube_attestation.nvidia import items as nvidia_items
+from cube_attestation.nvidia.appraise import Collateral
+from cube_attestation.nvidia.policy import NvidiaPolicy
 from cube_attestation.policy import Policy
-from cube_attestation.prove import run, show, snp, tdx
+from cube_attestation.prove import nvidia, run, show, snp, tdx
 from cube_attestation.prove.case import Case, Inapplicable, Mutation
 from cube_attestation.prove.run import Proof, prove
 from cube_attestation.snp.appraise import Rules as SnpRules
@@ -111,7 +115,7 @@ def posed(parts: dict[str, bytes], now: datetime, policy: Policy) -> Case:
     kept = {k: v for k, v in bundle.evidence.items.items() if k in ("claims", "launch", "image-manifest")}
     evidence = Collection(kept)
     for label, value in parts.items():
-        evidence = evidence.with_item(label, {**SNP_LABELS, **TDX_LABELS}[label], value)
+        evidence = evidence.with_item(label, {**SNP_LABELS, **TDX_LABELS, **nvidia_items.LABELS}[label], value)
     claims = Claims.decode(kept["claims"].value)
     return Case(Bundle(evidence), policy, now, claims.nonce, claims.tls_spki)
 
@@ -186,6 +190,34 @@ def test_twins_of_real_intel_platforms(quote: str, collateral: str, moment: date
     for name, code in (("tdx.debug", "tdx.attributes.debug"), ("tdx.tcb_info.edited", "signature_invalid")):
         mutation = next(mutation for mutation in tdx.MUTATIONS if mutation.name == name)
         assert any(code in found for found in tdx_codes(mutation.change(case)))
+
+
+def test_twins_of_a_real_gpu(vectors: Path) -> None:
+    """An H100 of driver 545 with NVIDIA's manifests for it: foreign firmware, correctly signed, is seen."""
+    go, trust = vectors / "nvidia/confidentsecurity_go-nvtrust", vectors / "nvidia/NVIDIA_nvtrust"
+    report = nvidia_abi.decode_report((go / "attestationReport.txt").read_bytes())
+    chain = (go / "gpuAkCertChain.txt").read_bytes()
+    names = ("1010_0200_882_96005E0001_test_no_gpu.swidtag", "Driver_RIM_test_no_gpu.swidtag")
+    given = Collateral(tuple((trust / name).read_bytes() for name in names))
+    parts = {
+        "nvidia-devices": nvidia_abi.encode_evidence((nvidia_abi.Evidence(report, chain),)),
+        "nvidia-collateral": nvidia_items.encode_collateral(given),
+    }
+    missing = frozenset({"nvidia.device_ocsp", "nvidia.rim_ocsp", "nvidia.fwid"})
+    rules = NvidiaPolicy(allow_missing=missing, modes=("spt", "ppcie"))
+    case = posed(parts, datetime(2024, 6, 1, tzinfo=UTC), replace(local(), nvidia=rules))
+    own = {"nvidia.binding.digest_mismatch", "nvidia.report.nonce_mismatch"}
+    changes = {mutation.name: mutation.change for mutation in nvidia.MUTATIONS}
+
+    def codes(mutant: Case) -> set[str]:
+        return {code for code in mutant.judge().codes if code.startswith(("nvidia.", "collateral."))}
+
+    assert codes(case) == own
+    assert codes(changes["nvidia.twin.binding"](case)) == own
+    assert codes(changes["nvidia.twin.firmware"](case)) == own | {"nvidia.rim.measurement_mismatch"}
+    assert codes(changes["nvidia.impostor"](case)) == own | {"nvidia.chain.untrusted_root"}
+    assert codes(changes["nvidia.measurement"](case)) >= own | {"nvidia.report.signature_invalid"}
+    assert codes(changes["nvidia.rim.edited"](case)) >= {"nvidia.rim.digest_mismatch"}
 
 
 def local() -> Policy:

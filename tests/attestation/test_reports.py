@@ -24,11 +24,14 @@ from cube_attestation import bundle as bundles
 from cube_attestation import reports
 from cube_attestation.bundle import Bundle
 from cube_attestation.cli import main
+from cube_attestation.cmw import Collection
 from cube_attestation.errors import BadInput
 from cube_attestation.reports import ear, junit, logs, sarif
 from cube_attestation.reports import html as pages
 from cube_attestation.verdict import Comparison, ItemVerdict, Reason, Verdict
 from cube_attestation.verifier import verify
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 AT = ["--at", "2026-11-24T12:00:00Z"]
 NASTY = "<script>alert(1)</script>\"'&\x1b[31m\x00]]>"
@@ -187,6 +190,41 @@ def test_sarif_names_every_reason() -> None:
     assert all(result["message"]["text"] != result["ruleId"] for result in notes)
 
 
+PLAIN = {
+    *[
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "header",
+        "footer",
+        "main",
+        "section",
+        "div",
+        "span",
+        "details",
+        "summary",
+    ]
+}
+PLAIN |= {*["h1", "h2", "h3", "ul", "li", "code", "dl", "dt", "dd", "p", "b"]}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_any_text_is_only_text(left: str, right: str) -> None:
+    """Whatever a machine says: well-formed XML and JSON, and HTML with the page's own elements only."""
+    refused = (Reason("claims.nonce_mismatch", right),)
+    item = ItemVerdict(left, refused=refused, compared=(Comparison(left, left, right),))
+    _, verdict = passed()
+    verdict = replace(verdict, items=(item,))
+    ElementTree.fromstring(junit.render(verdict))
+    json.loads(sarif.render(verdict, right))
+    page = Page(pages.render(verdict, Bundle(Collection({})), right).decode())
+    assert page.tags <= PLAIN
+
+
 def test_nothing_of_the_evidence_gets_out_of_its_place() -> None:
     bundle, verdict = nasty()
     ElementTree.fromstring(junit.render(verdict))
@@ -243,7 +281,7 @@ def test_the_page_is_whole_and_loads_nothing(kind: str) -> None:
     for item in verdict.items:
         assert item.item in page.words
     assert all(any(code in word for word in page.words) for code in verdict.assumptions)
-    assert ("RTMR0: 1 events, no prediction by event" in page.words) == (kind == "tdx")
+    assert ("RTMR0: 1 event, no prediction by event" in page.words) == (kind == "tdx")
 
 
 def test_the_first_different_event_is_marked() -> None:

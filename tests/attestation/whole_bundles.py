@@ -162,6 +162,32 @@ def tdx(**td: Any) -> Whole:
     return Whole(Bundle(evidence), world.policy_toml() + section)
 
 
+def azure_tdx() -> Whole:
+    """An Azure confidential VM on TDX: the quote is over the paravisor's claims, which name the vTPM's key."""
+    start, world = azure(), fakepki.World()
+    machine = fake_azure.FakeAzure(tee="tdx")
+    td = fake_tdx.FakeTdx(td={"report_data": machine.report_data()})
+    given = td.collateral()
+    parts = {
+        "azure-hcl": machine.hcl(),
+        "tdx-quote": td.quote(),
+        "tdx-tcb-info": published(given.tcb_info, "tcbInfo"),
+        "tdx-tcb-info-chain": given.tcb_info_chain,
+        "tdx-qe-identity": published(given.qe_identity, "enclaveIdentity"),
+        "tdx-qe-identity-chain": given.qe_identity_chain,
+        "tdx-root-crl": given.root_crl or b"",
+        "tdx-pck-crl": given.pck_crl or b"",
+    }
+    kept = Collection({k: v for k, v in start.bundle.evidence.items.items() if not k.startswith("snp-")})
+    evidence = _with(kept, parts, {**TDX_LABELS, **AZURE_LABELS})
+    pinned = "".join(f'rtmr{i} = ["{f"3{i}" * 48}"]\n' for i in range(4))
+    section = (
+        f'[azure]\nminimum_guest_svn = 7\nroots = ["{fake_azure.roots()[0]}"]\n'
+        f'[tdx]\nroots = ["{td.anchors[0]}"]\nmrtd = ["{"22" * 48}"]\n{pinned}'
+    )
+    return Whole(Bundle(evidence), world.policy_toml() + section)
+
+
 class GpuWorld(fakepki.World):
     """A machine whose claims name its GPU's evidence."""
 
@@ -205,4 +231,4 @@ def gpu() -> Whole:
     return Whole(Bundle(evidence), world.policy_toml() + section)
 
 
-ALL = {"local": local, "snp": snp, "azure": azure, "tdx": tdx, "gpu": gpu}
+ALL = {"local": local, "snp": snp, "azure": azure, "azure_tdx": azure_tdx, "tdx": tdx, "gpu": gpu}

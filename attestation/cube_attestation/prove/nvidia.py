@@ -9,15 +9,15 @@ from datetime import timedelta
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from cube_attestation.nvidia import abi, items
+from cube_attestation.nvidia import abi, items, rim
 from cube_attestation.nvidia.abi import Evidence
-from cube_attestation.nvidia.appraise import Collateral
+from cube_attestation.nvidia.appraise import NVDEC0_INDEX, Collateral
 from cube_attestation.nvidia.policy import NvidiaPolicy
 
 from . import forge
 from .case import OTHER_DIGEST, Case, Inapplicable, Mutation
 
-NONCE = 4  # in the request
+NONCE, RECORD = 4, 45  # in the request, and the first measurement block in the response
 
 
 def _devices(case: Case) -> tuple[Evidence, ...]:
@@ -51,10 +51,26 @@ def _signature(data: bytearray) -> None:
     data[len(abi.parse_report(bytes(data)).signed) + 95] ^= 1
 
 
-def _first_measurement(data: bytearray) -> None:
-    """A value that a manifest of NVIDIA's names: block 2 is index 1."""
-    value = abi.parse_report(bytes(data)).measurements[1]
-    data[bytes(data).find(value)] ^= 1
+def _measurement(index: int) -> Callable[[bytearray], None]:
+    """One bit of a measured value (manifest index, block index + 1)."""
+
+    def edit(data: bytearray) -> None:
+        before = sum(7 + len(value) for value in abi.parse_report(bytes(data)).measurements[:index])
+        data[RECORD + before + 7] ^= 1
+
+    return edit
+
+
+def _foreign_firmware(case: Case) -> Case:
+    """A value that every manifest of the bundle which names its index accepts."""
+    given = items.decode_collateral(case.item(items.COLLATERAL))
+    measured = abi.parse_report(_devices(case)[0].report).measurements
+    manifests = [rim.parse(data).values for data in given.rims]
+    for index, value in enumerate(measured):
+        named = [values[index] for values in manifests if index in values]
+        if index != NVDEC0_INDEX and named and all(value in digests for digests in named):
+            return _twin(_measurement(index), trusted=True)(case)
+    raise Inapplicable("no manifest of the bundle names what the first device measured")
 
 
 def _section(case: Case) -> NvidiaPolicy:
@@ -165,7 +181,7 @@ MUTATIONS = (
         "nvidia.measurement",
         "one bit of a measurement",
         "nvidia.report.signature_invalid",
-        _report(_first_measurement),
+        _report(_measurement(1)),
     ),
     Mutation("nvidia.chain", "a GPU without certificates", "nvidia.chain.missing", _without_chain),
     Mutation(
@@ -184,7 +200,7 @@ MUTATIONS = (
         "nvidia.twin.firmware",
         "the correctly signed report of a GPU with foreign firmware",
         "nvidia.rim.measurement_mismatch",
-        _twin(_first_measurement, trusted=True),
+        _foreign_firmware,
     ),
     Mutation(
         "nvidia.twin.binding",

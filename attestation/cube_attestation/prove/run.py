@@ -98,8 +98,8 @@ def _try(mutation: Mutation, case: Case) -> Result:
         mutant = mutation.change(case)
     except Inapplicable as reason:
         return Result(mutation, SKIPPED, note=str(reason))
-    except AttestationError as error:
-        return Result(mutation, BROKEN, note=f"can't be made: {error}")
+    except Exception as error:  # evidence in a shape that this mutation did not expect hides no other one's result
+        return Result(mutation, BROKEN, note=f"can't be made: {type(error).__name__}: {str(error)[:200]}")
     try:  # a mutant is judged as it would be read from a file
         reread = bundles.load(bundles.dump(mutant.bundle))
         verdict = Case(reread, mutant.policy, mutant.now, mutant.nonce, mutant.tls_spki).judge()

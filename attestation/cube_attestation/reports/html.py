@@ -166,7 +166,7 @@ def _logs(found: logs.Logs) -> list[str]:
             note = "diverges"
         opened = " open" if register.diverges else ""
         lines.append(
-            f"<details{opened}><summary>{_e(register.name)}: {len(register.rows)} events, {note}</summary>"
+            f"<details{opened}><summary>{_e(register.name)}: {_counted(len(register.rows))}, {note}</summary>"
             '<div class="log mono"><div class="title">predicted</div><div class="title">measured</div>'
         )
         for row in register.rows:
@@ -177,6 +177,10 @@ def _logs(found: logs.Logs) -> list[str]:
             )
         lines.append("</div></details>")
     return lines
+
+
+def _counted(number: int) -> str:
+    return "1 event" if number == 1 else f"{number} events"
 
 
 def _cell(cell: logs.Cell | None) -> str:
