@@ -24,7 +24,7 @@ from cube_attestation.nvidia import items as nvidia_items
 from cube_attestation.nvidia.appraise import Collateral
 from cube_attestation.nvidia.policy import NvidiaPolicy
 from cube_attestation.policy import Policy
-from cube_attestation.prove import nvidia, run, show, snp, tdx
+from cube_attestation.prove import nvidia, run, show, snp, tdx, tpm
 from cube_attestation.prove.case import Case, Inapplicable, Mutation
 from cube_attestation.prove.run import Proof, prove
 from cube_attestation.snp.appraise import Rules as SnpRules
@@ -76,11 +76,13 @@ def unedited(kind: str) -> set[str]:
     whole = whole_bundles.ALL[kind]()
     claims = Claims.decode(whole.bundle.evidence.items["claims"].value)
     case = Case(whole.bundle, whole.policy, fakepki.NOW, claims.nonce, claims.tls_spki)
-    makers = {"snp": snp.twin, "azure": snp.twin, "tdx": tdx.twin}
-    return set(makers[kind](case, lambda _: None, trusted=True).judge().codes)
+    if kind in ("local", "gpu"):
+        return set(tpm.twin(case).judge().codes)
+    twin = snp.twin if kind in ("snp", "azure") else tdx.twin
+    return set(twin(case, lambda _: None, trusted=True).judge().codes)
 
 
-@pytest.mark.parametrize("kind", ["snp", "azure", "tdx"])
+@pytest.mark.parametrize("kind", whole_bundles.ALL)
 def test_an_unedited_twin_passes(kind: str) -> None:
     assert unedited(kind) == set()
 
@@ -97,6 +99,11 @@ def test_an_unedited_twin_passes(kind: str) -> None:
         ("tdx", "tdx.twin.mrtd", {"tdx.mrtd.not_allowed"}),
         ("tdx", "tdx.twin.revoked", {"tdx.chain.revoked", "claims.not_bound"}),
         ("gpu", "nvidia.twin.binding", {"nvidia.binding.digest_mismatch"}),
+        ("local", "tpm.twin.boot", {"tpm.pcr.mismatch"}),
+        ("local", "tpm.twin.claims", {"tpm.quote.nonce_mismatch", "claims.not_bound"}),
+        ("local", "tpm.twin.environment", {"claims.environment_mismatch"}),
+        ("local", "tpm.twin.broken_model", {"claims.model_failed"}),
+        ("local", "tpm.twin.clock", {"claims.clock_skew"}),
         ("local", "image.other", {"tpm.pcr.mismatch"}),
         ("local", "launch.swapped", {"claims.launch_mismatch", "tpm.pcr.mismatch"}),
     ],

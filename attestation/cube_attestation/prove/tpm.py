@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from cube_attestation import jcs
+from cube_attestation.claims import Claims
 from cube_attestation.fields import decode_base64, encode_base64
 from cube_attestation.tpm import abi, eventlog, verify
 from cube_attestation.x509.certificate import Certificate
@@ -203,7 +205,122 @@ def _log_without_boot(case: Case) -> Case:
     return case.put("tcg-eventlog", data[: 32 + size])
 
 
+# A twin: quoted by an attestation key that a trusted CA certified for this very TPM, so that only content is left
+
+
+def twin(
+    case: Case, claims: Callable[[Claims], Claims] = lambda claims: claims, *, event: bytes = b"", bind: bool = True
+) -> Case:
+    """Other claims, correctly quoted; ``event`` is measured and logged too; ``bind``: quoted over these claims."""
+    made = forge.impostor(_chain(case, "ak-certificate", "ak-chain"), "AK twin")
+    key = made.keys[0]
+    if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name != "secp256r1":
+        raise Inapplicable("the attestation key is not on P-256")
+    stated = claims(case.claims())
+    bound = stated.extra_data() if bind else bytes(32)
+    rules = case.policy.tpm
+    case = case.under(tpm=replace(rules, ak_issuers=(*rules.ak_issuers, made.root)))
+    case = case.put("ak-certificate", made.certificates[0])
+    case = case.put("ak-chain", b"".join(map(forge.pem, made.certificates[1:])))
+    case = replace(case.put("claims", stated.encode()), nonce=stated.nonce, tls_spki=stated.tls_spki)
+    # A receipt is for the genuine bundle, and what it says is not in question here
+    case = replace(case, bundle=replace(case.bundle, receipt=None))
+    quote = verify.QuoteEvidence.decode(case.item("tpm-quote"))
+    banks = {bank: dict(values) for bank, values in quote.pcrs.items()}
+    if event:
+        case = _logged(case, event)
+        for bank, values in banks.items():
+            values[11] = eventlog.extend(bank, values[11], hashlib.new(bank, event).digest())
+    joined = b"".join(banks[bank][index] for bank, selected in quote.quote.selection for index in selected)
+    old = quote.attest
+    head = old[: 8 + struct.unpack_from(">H", old, 6)[0]]
+    body = head + abi.sized(bound) + old[_extra_end(old) : -len(quote.quote.pcr_digest)]
+    pcrs: dict[str, jcs.Json] = {
+        bank: {str(index): value.hex() for index, value in values.items()} for bank, values in banks.items()
+    }
+    attest = encode_base64(body + hashlib.sha256(joined).digest())
+    return requoted(case.with_members("tpm-quote", attest=attest, pcrs=pcrs), key)
+
+
+def _logged(case: Case, event: bytes) -> Case:
+    """One more record in systemd's log, as its pcrextend writes it."""
+    record: dict[str, jcs.Json] = {
+        "pcr": 11,
+        "digests": [{"hashAlg": "sha256", "digest": hashlib.sha256(event).hexdigest()}],
+        "content_type": "systemd",
+        "content": {"string": event.decode(), "eventType": "phase"},
+    }
+    return case.put("systemd-eventlog", case.item("systemd-eventlog") + b"\x1e" + jcs.dumps(record) + b"\n")
+
+
+def _failed(claims: Claims) -> Claims:
+    """Each model's volume could not be read."""
+    if not claims.models:
+        raise Inapplicable("the claims name no model")
+    return replace(claims, models={name: replace(m, state="failed") for name, m in claims.models.items()})
+
+
+def _other_volumes(claims: Claims) -> Claims:
+    if not claims.models:
+        raise Inapplicable("the claims name no model")
+    return replace(claims, models={name: replace(m, root="0f" * 32) for name, m in claims.models.items()})
+
+
+def _late(case: Case) -> Case:
+    seconds = case.policy.max_clock_skew_s + 1
+    ahead = replace(case, now=case.claims().time)
+    return twin(ahead, lambda claims: replace(claims, time=claims.time + timedelta(seconds=seconds)))
+
+
+def _other_gpu(case: Case) -> Case:
+    case.item("nvidia-devices")
+    return twin(case, lambda claims: replace(claims, gpu=OTHER_DIGEST))
+
+
 MUTATIONS = (
+    Mutation(
+        "tpm.twin.boot",
+        "a correctly quoted boot in which something more was measured",
+        "tpm.pcr.mismatch",
+        lambda case: twin(case, event=b"one more"),
+    ),
+    Mutation(
+        "tpm.twin.claims",
+        "a correctly signed quote over other claims",
+        "tpm.quote.nonce_mismatch",
+        lambda case: twin(case, bind=False),
+    ),
+    Mutation(
+        "tpm.twin.environment",
+        "correctly quoted claims of another environment",
+        "claims.environment_mismatch",
+        lambda case: twin(case, lambda claims: replace(claims, environment="another")),
+    ),
+    Mutation(
+        "tpm.twin.launch",
+        "correctly quoted claims of a launch with another document",
+        "claims.launch_mismatch",
+        lambda case: twin(case, lambda claims: replace(claims, launch=OTHER_DIGEST)),
+    ),
+    Mutation(
+        "tpm.twin.models",
+        "correctly quoted claims that name other model volumes",
+        "claims.models_mismatch",
+        lambda case: twin(case, _other_volumes),
+    ),
+    Mutation(
+        "tpm.twin.broken_model",
+        "correctly quoted claims of a machine whose model can't be read",
+        "claims.model_failed",
+        lambda case: twin(case, _failed),
+    ),
+    Mutation("tpm.twin.clock", "correctly quoted claims of a wrong clock", "claims.clock_skew", _late),
+    Mutation(
+        "tpm.twin.gpu",
+        "correctly quoted claims that name another machine's GPU",
+        "nvidia.binding.digest_mismatch",
+        _other_gpu,
+    ),
     Mutation("tpm.quote.removed", "no quote", "tpm.quote.missing", lambda case: case.without("tpm-quote")),
     Mutation(
         "tpm.quote.signature",
