@@ -52,14 +52,14 @@ def _general(policy: Policy) -> Iterator[Finding]:
         yield Finding(WARNING, "max_clock_skew_s", words)
     if policy.image.debug:
         level = ERROR if _production(policy) else WARNING
-        yield Finding(level, "image.debug", "accepts images with a way in: whatever runs inside is then open")
+        yield Finding(level, "[image] debug", "accepts images with a way in: whatever runs inside is then open")
     if not policy.image.allowed:
-        yield Finding(NOTE, "image.allowed", "left out: every image of these signers is accepted, old ones too")
+        yield Finding(NOTE, "[image] allowed", "left out: every image of these signers is accepted, old ones too")
     if policy.launch.signers and not policy.launch.allowed and not policy.launch.minimum_revision:
         words = "0: an outdated launch document, with models and keys that were withdrawn, is accepted"
-        yield Finding(WARNING, "launch.minimum_revision", words)
+        yield Finding(WARNING, "[launch] minimum_revision", words)
     if not policy.receipt_keys:
-        yield Finding(NOTE, "freshness.receipt_keys", "left out: offline, nothing says when evidence was made")
+        yield Finding(NOTE, "[freshness] receipt_keys", "left out: offline, nothing says when evidence was made")
 
 
 def _snp(policy: Policy) -> Iterator[Finding]:
@@ -68,19 +68,19 @@ def _snp(policy: Policy) -> Iterator[Finding]:
     rules = policy.snp.rules
     identity = rules.measurements or rules.id_keys or rules.author_keys
     if rules.any_firmware and not identity:
-        yield Finding(ERROR, "snp.any_firmware", "accepts any guest of anybody on any AMD processor")
+        yield Finding(ERROR, "[snp] any_firmware", "accepts any guest of anybody on any AMD processor")
     if not rules.any_firmware and not identity and policy.azure is None:
         words = "names no measurement, ID key or author key, so that nothing is accepted"
-        yield Finding(ERROR, "snp", words)
+        yield Finding(ERROR, "[snp]", words)
     if policy.azure is None and not rules.minimum_tcb:
-        yield Finding(WARNING, "snp.minimum_tcb", "left out: firmware with known holes is accepted")
+        yield Finding(WARNING, "[snp] minimum_tcb", "left out: firmware with known holes is accepted")
     if rules.migration_agent:
-        yield Finding(WARNING, "snp.migration_agent", "accepts guests that somebody can move elsewhere")
+        yield Finding(WARNING, "[snp] migration_agent", "accepts guests that somebody can move elsewhere")
     if set(rules.vmpls) - {0}:
         words = "accepts reports of lower privilege levels: code at level 0 can read that guest"
-        yield Finding(WARNING, "snp.vmpls", words)
+        yield Finding(WARNING, "[snp] vmpls", words)
     if policy.snp.allow_missing:
-        yield Finding(WARNING, "snp.allow_missing", "without a revocation list a revoked chip passes")
+        yield Finding(WARNING, "[snp] allow_missing", "without a revocation list a revoked chip passes")
 
 
 def _azure(policy: Policy) -> Iterator[Finding]:
@@ -89,16 +89,16 @@ def _azure(policy: Policy) -> Iterator[Finding]:
     azure = policy.azure
     if azure.rules.console != "off":
         words = f"{azure.rules.console}: whoever holds the subscription reads, or types, at the console"
-        yield Finding(WARNING, "azure.console", words)
+        yield Finding(WARNING, "[azure] console", words)
     if not azure.rules.secure_boot:
-        yield Finding(WARNING, "azure.secure_boot", "accepts machines without secure boot")
+        yield Finding(WARNING, "[azure] secure_boot", "accepts machines without secure boot")
     if not azure.rules.tpm:
-        yield Finding(WARNING, "azure.tpm", "accepts machines whose virtual TPM is off")
+        yield Finding(WARNING, "[azure] tpm", "accepts machines whose virtual TPM is off")
     if not azure.paravisor.minimum_guest_svn:
-        yield Finding(WARNING, "azure.minimum_guest_svn", "0: outdated paravisors are accepted")
+        yield Finding(WARNING, "[azure] minimum_guest_svn", "0: outdated paravisors are accepted")
     if azure.allow_missing:
         words = f"{', '.join(sorted(azure.allow_missing))}: what Microsoft revoked, or never certified, passes"
-        yield Finding(WARNING, "azure.allow_missing", words)
+        yield Finding(WARNING, "[azure] allow_missing", words)
 
 
 def _tdx(policy: Policy) -> Iterator[Finding]:
@@ -110,43 +110,43 @@ def _tdx(policy: Policy) -> Iterator[Finding]:
     missing = set(tdx.allow_missing)
     if missing >= set(ALLOW_MISSING):
         words = "nothing of Intel's has to be there: a platform of any age, revoked or not, passes"
-        yield Finding(ERROR, "tdx.allow_missing", words)
+        yield Finding(ERROR, "[tdx] allow_missing", words)
     elif missing:
         yield Finding(
-            WARNING, "tdx.allow_missing", f"{', '.join(sorted(missing))}: that check then does not happen"
+            WARNING, "[tdx] allow_missing", f"{', '.join(sorted(missing))}: that check then does not happen"
         )
     outdated = [status for status in tdx.tcb_statuses if status.startswith("OutOfDate")]
     if outdated:
         words = f"accepts {', '.join(sorted(outdated))}: platforms without a security fix"
-        yield Finding(WARNING, "tdx.tcb_statuses", words)
+        yield Finding(WARNING, "[tdx] tcb_statuses", words)
     if (tdx.attributes_allowed | tdx.attributes_required) & _MIGRATABLE:
-        yield Finding(WARNING, "tdx.attributes_allowed", "accepts TDs that can be moved elsewhere")
+        yield Finding(WARNING, "[tdx] attributes_allowed", "accepts TDs that can be moved elsewhere")
     if tdx.mr_service_td is None or any(any(value) for value in tdx.mr_service_td):
-        yield Finding(WARNING, "tdx.mrservicetd", "accepts TDs with a service TD, which may move them")
+        yield Finding(WARNING, "[tdx] mrservicetd", "accepts TDs with a service TD, which may move them")
     if tdx.max_collateral_age_s is None:
-        yield Finding(NOTE, "tdx.max_collateral_age_s", "left out: collateral counts as long as Intel dated it")
+        yield Finding(NOTE, "[tdx] max_collateral_age_s", "left out: collateral counts as long as Intel dated it")
 
 
 def _nvidia(policy: Policy) -> Iterator[Finding]:
     if policy.nvidia is None:
         if policy.lowest_tier.startswith("hardware"):
-            yield Finding(NOTE, "nvidia", "left out: a machine without GPU evidence is accepted")
+            yield Finding(NOTE, "[nvidia]", "left out: a machine without GPU evidence is accepted")
         return
     nvidia = policy.nvidia
     if {"nvidia.driver_rim", "nvidia.vbios_rim"} <= nvidia.allow_missing:
         words = "neither driver nor VBIOS manifest has to be there: GPU firmware is compared with nothing"
-        yield Finding(ERROR, "nvidia.allow_missing", words)
+        yield Finding(ERROR, "[nvidia] allow_missing", words)
     elif nvidia.allow_missing:
         words = f"{', '.join(sorted(nvidia.allow_missing))}: that check then does not happen"
-        yield Finding(WARNING, "nvidia.allow_missing", words)
+        yield Finding(WARNING, "[nvidia] allow_missing", words)
     if nvidia.devices == 0 and nvidia.switches <= 0:
-        yield Finding(ERROR, "nvidia.devices", "0: GPU evidence is demanded and none accepted")
+        yield Finding(ERROR, "[nvidia] devices", "0: GPU evidence is demanded and none accepted")
     if nvidia.devices < 0:
         yield Finding(
-            WARNING, "nvidia.devices", "left out: a machine that shows fewer GPUs than it has is accepted"
+            WARNING, "[nvidia] devices", "left out: a machine that shows fewer GPUs than it has is accepted"
         )
     if nvidia.ocsp_max_age.days > 30:
-        yield Finding(WARNING, "nvidia.ocsp_max_age_s", "revocations are noticed more than a month late")
+        yield Finding(WARNING, "[nvidia] ocsp_max_age_s", "revocations are noticed more than a month late")
 
 
 def _tokens(policy: Policy) -> Iterator[Finding]:

@@ -140,7 +140,13 @@ def test_what_is_left_out_is_said() -> None:
 def test_every_kind_is_explained(kind: str) -> None:
     policy = whole_bundles.ALL[kind]().policy
     titles = [part.title for part in policy_words.explain(policy)]
-    expected = {"snp": "AMD SEV-SNP", "azure": "Azure", "tdx": "Intel TDX", "gpu": "NVIDIA GPUs"}
+    expected = {
+        "snp": "AMD SEV-SNP",
+        "azure": "Azure",
+        "azure_tdx": "Intel TDX",
+        "tdx": "Intel TDX",
+        "gpu": "NVIDIA GPUs",
+    }
     assert kind == "local" or expected[kind] in titles
     assert titles[0] == "Policy"
     assert titles[-1] == "Freshness"
@@ -173,22 +179,29 @@ def lax(name: str) -> Policy:
     missing = ("tdx.root_crl", "tdx.pck_crl", "tdx.tcb_info", "tdx.qe_identity")
     rims = frozenset({"nvidia.driver_rim", "nvidia.vbios_rim"})
     cases: dict[str, Policy] = {
-        "image.debug": replace(policy, image=replace(policy.image, debug=True)),
+        "[image] debug": replace(policy, image=replace(policy.image, debug=True)),
         "lowest_tier": replace(policy, tdx=None),
-        "snp.any_firmware": replace(policy, snp=SnpPolicy(rules=replace(rules, any_firmware=True))),
-        "snp": replace(policy, snp=SnpPolicy()),
-        "tdx.allow_missing": replace(policy, tdx=replace(policy.tdx, allow_missing=missing)),
-        "nvidia.allow_missing": replace(policy, nvidia=replace(policy.nvidia, allow_missing=rims)),
-        "nvidia.devices": replace(policy, nvidia=replace(policy.nvidia, devices=0)),
+        "[snp] any_firmware": replace(policy, snp=SnpPolicy(rules=replace(rules, any_firmware=True))),
+        "[snp]": replace(policy, snp=SnpPolicy()),
+        "[tdx] allow_missing": replace(policy, tdx=replace(policy.tdx, allow_missing=missing)),
+        "[nvidia] allow_missing": replace(policy, nvidia=replace(policy.nvidia, allow_missing=rims)),
+        "[nvidia] devices": replace(policy, nvidia=replace(policy.nvidia, devices=0)),
         "tokens[0].debug": replace(policy, tokens=(token,)),
     }
     return cases[name]
 
 
-LAX = ("image.debug", "lowest_tier", "snp.any_firmware", "snp", "tdx.allow_missing", "nvidia.allow_missing")
+LAX = (
+    "[image] debug",
+    "lowest_tier",
+    "[snp] any_firmware",
+    "[snp]",
+    "[tdx] allow_missing",
+    "[nvidia] allow_missing",
+)
 
 
-@pytest.mark.parametrize("where", [*LAX, "nvidia.devices", "tokens[0].debug"])
+@pytest.mark.parametrize("where", [*LAX, "[nvidia] devices", "tokens[0].debug"])
 def test_what_lets_anything_through_is_refused(where: str) -> None:
     assert errors(strict()) == []
     assert errors(lax(where)) == [where]
@@ -228,24 +241,24 @@ def test_what_is_weak_is_said() -> None:
     found = warnings(weak) + warnings(replace(policy, snp=SnpPolicy(rules=snp, allow_missing=("snp.crl",))))
     assert set(found) == {
         "max_clock_skew_s",
-        "launch.minimum_revision",
-        "azure.console",
-        "azure.secure_boot",
-        "azure.tpm",
-        "azure.minimum_guest_svn",
-        "azure.allow_missing",
-        "tdx.allow_missing",
-        "tdx.tcb_statuses",
-        "tdx.attributes_allowed",
-        "tdx.mrservicetd",
-        "nvidia.devices",
-        "nvidia.allow_missing",
-        "nvidia.ocsp_max_age_s",
+        "[launch] minimum_revision",
+        "[azure] console",
+        "[azure] secure_boot",
+        "[azure] tpm",
+        "[azure] minimum_guest_svn",
+        "[azure] allow_missing",
+        "[tdx] allow_missing",
+        "[tdx] tcb_statuses",
+        "[tdx] attributes_allowed",
+        "[tdx] mrservicetd",
+        "[nvidia] devices",
+        "[nvidia] allow_missing",
+        "[nvidia] ocsp_max_age_s",
         "tokens[0].audience",
-        "snp.minimum_tcb",
-        "snp.migration_agent",
-        "snp.vmpls",
-        "snp.allow_missing",
+        "[snp] minimum_tcb",
+        "[snp] migration_agent",
+        "[snp] vmpls",
+        "[snp] allow_missing",
     }
     assert warnings(local()) == ["lowest_tier"]
 
