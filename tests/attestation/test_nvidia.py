@@ -164,24 +164,32 @@ def test_measurements() -> None:
     assert gpu.compared[0].expected == measurement(9).hex()
 
 
+CODES = {
+    "nvidia.driver_rim": "collateral.driver_rim.missing",
+    "nvidia.ocsp": "collateral.ocsp.missing",
+    "nvidia.vbios_rim": "collateral.vbios_rim.missing",
+}
+
+
 def test_missing_collateral_is_a_refusal_unless_allowed_by_name() -> None:
     device = FakeDevice()
     whole = collateral(driver_rim(), vbios_rim(), devices=(device,))
-    assert judge(given=Collateral()) == ["collateral.missing"]
+    assert judge(given=Collateral()) == [*CODES.values()]
     for missing, given in {
         "nvidia.driver_rim": replace(whole, rims=whole.rims[1:]),
         "nvidia.vbios_rim": replace(whole, rims=whole.rims[:1]),
         "nvidia.device_ocsp": replace(whole, ocsp=driver_rim().ocsp()),
         "nvidia.rim_ocsp": replace(whole, ocsp=device.ocsp()),
     }.items():
-        assert judge(given=given) == ["collateral.missing"], missing
+        code = CODES.get(missing, "collateral.ocsp.missing")
+        assert judge(given=given) == [code], missing
         assert judge(given=given, policy=rules(allow_missing=frozenset({missing}))) == [], missing
         for other in {"nvidia.driver_rim", "nvidia.vbios_rim", "nvidia.device_ocsp", "nvidia.rim_ocsp"} - {missing}:
-            assert judge(given=given, policy=rules(allow_missing=frozenset({other}))) == ["collateral.missing"]
+            assert judge(given=given, policy=rules(allow_missing=frozenset({other}))) == [code]
     old = FakeDevice(opaque={abi.FWID: None})
     assert judge(old, policy=rules(allow_missing=frozenset({"nvidia.fwid"}))) == []
     stranger = replace(driver_rim(), version="999.1")
-    assert judge(rims=(stranger, vbios_rim())) == ["collateral.missing"]
+    assert judge(rims=(stranger, vbios_rim())) == ["collateral.driver_rim.missing"]
     assert codes(appraise([abi.Evidence(device.report(), b"")], whole, rules(), NOW)) == ["nvidia.chain.missing"]
 
 
@@ -231,7 +239,7 @@ def test_manifest_by_itself() -> None:
     assert found.acceptable
     assert found.facts["version"] == "580.99.01"
     assert found.facts["active"] == list(range(16, 37))
-    assert codes((appraise_rim(good.sign(), Collateral(), rules(), NOW),)) == ["collateral.missing"]
+    assert codes((appraise_rim(good.sign(), Collateral(), rules(), NOW),)) == ["collateral.ocsp.missing"]
     changed = good.sign().replace(b'index="40" active="False"', b'index="40" active="True"')
     assert codes((appraise_rim(changed, Collateral(), rules(), NOW),)) == ["nvidia.rim.digest_mismatch"]
 
@@ -349,7 +357,7 @@ def test_an_answer_about_another_issuers_certificate_says_nothing() -> None:
     ica = FakeDevice().certs()["ica"]
     stranger = Cert("stranger", name("Somebody"))
     foreign = replace(ica, issuer=stranger)
-    assert judge(given=replace(responses(), ocsp=(status(foreign),))) == ["collateral.missing"]
+    assert judge(given=replace(responses(), ocsp=(status(foreign),))) == ["collateral.ocsp.missing"]
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,7 @@ CASES: dict[str, list[Check]] = {
         report(
             f"{TRUST}/hopperAttestationReport.txt",
             f"{TRUST}/hopperCertChain.txt",
-            ["collateral.missing"],
+            ["collateral.driver_rim.missing", "collateral.vbios_rim.missing"],
             rims=(VBIOS_545, DRIVER_545),
             allow=NO_OCSP,
         ),
@@ -273,7 +273,7 @@ CASES: dict[str, list[Check]] = {
         report(
             f"{GO}/attestationReport.txt",
             f"{GO}/gpuAkCertChain.txt",
-            ["collateral.missing"],
+            ["collateral.driver_rim.missing", "collateral.ocsp.missing", "collateral.vbios_rim.missing"],
             allow=frozenset({"nvidia.fwid"}),
         ),
         report(

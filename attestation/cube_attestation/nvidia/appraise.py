@@ -35,6 +35,8 @@ RIM_CODES = {
     "chain.not_yet_valid": "collateral.not_yet_valid",
 }
 
+MISSING_RIM = {"driver": "collateral.driver_rim.missing", "vbios": "collateral.vbios_rim.missing"}
+
 # What is known about single measurements, by RIM index
 HAZARDS: Mapping[int, str] = {
     9: "known on a3-highgpu-1g after a guest reboot: stop the VM and start it again, a reboot does not help",
@@ -169,7 +171,7 @@ def _revocation(
             continue
         reasons = ocsp.check(certificate, issuer, collateral.by_serial, now, rules.ocsp_max_age)
         if name in rules.allow_missing:
-            reasons = [reason for reason in reasons if reason.code != "collateral.missing"]
+            reasons = [reason for reason in reasons if reason.code != "collateral.ocsp.missing"]
         findings.forged += reasons
 
 
@@ -246,7 +248,7 @@ def _manifests(
             continue
         if not problems.forged and f"nvidia.{kind}_rim" not in rules.allow_missing:
             words = f"no manifest of {kind} {version} for {device.chip or 'this device'}"
-            problems.forged.append(Reason("collateral.missing", words))
+            problems.forged.append(Reason(MISSING_RIM[kind], words))
         findings.forged += problems.forged
     return found
 

@@ -103,7 +103,7 @@ def check(
 ) -> list[Reason]:
     """Why ``certificate`` can't be relied on at ``now``; empty: an authentic, fresh response says good.
 
-    Codes: ``collateral.missing`` (nothing about it), ``collateral.expired``, ``collateral.not_yet_valid``,
+    Codes: ``collateral.ocsp.missing`` (nothing about it), ``collateral.expired``, ``collateral.not_yet_valid``,
     ``nvidia.ocsp.signature_invalid``, ``nvidia.ocsp.untrusted_responder``, ``nvidia.ocsp.revoked``,
     ``nvidia.ocsp.unknown``. A revocation counts even if it is old or a newer response says good; only a hold is
     lifted by a newer one.
@@ -124,7 +124,7 @@ def check(
         return _problem(found, certificate, now, max_age)
     if broken:
         return broken
-    return [Reason("collateral.missing", f"no OCSP response about {certificate.name}")]
+    return [Reason("collateral.ocsp.missing", f"no OCSP response about {certificate.name}")]
 
 
 def _problem(found: list[Status], certificate: x509.Certificate, now: datetime, max_age: timedelta) -> list[Reason]:

@@ -217,20 +217,20 @@ MUTATIONS = (
     Mutation(
         "nvidia.collateral",
         "no manifests and no revocation answers",
-        "collateral.missing",
+        "collateral.vbios_rim.missing",
         lambda case: _with_section(allow_missing=frozenset())(case.without(items.COLLATERAL)),
     ),
     Mutation(
         "nvidia.ocsp.removed",
         "no revocation answers",
-        "collateral.missing",
+        "collateral.ocsp.missing",
         _collateral(lambda given: replace(given, ocsp=())),
     ),
     Mutation("nvidia.ocsp.stale", "revocation answers that are too old", "collateral.expired", _stale),
     Mutation(
         "nvidia.rim.removed",
         "no manifests",
-        "collateral.missing",
+        "collateral.vbios_rim.missing",
         _collateral(lambda given: replace(given, rims=())),
     ),
     Mutation(
