@@ -356,6 +356,15 @@ def test_bad_input_is_one_line(
     assert named in error
 
 
+def test_a_debugging_image_is_not_accepted_by_itself(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = fakepki.World(flavour="local-debug").manifest_envelope()
+    (files / "manifest.json").write_bytes(jcs.dumps(manifest))
+    assert main([*NEW, "local"]) == 0
+    out = capsys.readouterr().out
+    assert tomllib.loads(out)["image"]["debug"] is False
+    assert "THIS IMAGE IS FOR DEBUGGING" in out
+
+
 def test_names_in_a_manifest_stay_in_their_comment(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A manifest's own text can't add members to the policy."""
     from cube_attestation import dsse
