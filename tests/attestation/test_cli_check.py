@@ -14,7 +14,7 @@ import textwrap
 import time
 import urllib.parse
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import fake_azure
@@ -24,6 +24,9 @@ import fake_tdx
 import fake_tokens
 import fake_x509 as fake
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, utils
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cube_attestation import bundle as bundles
 from cube_attestation.check.result import KINDS
 from cube_attestation.cli import check as command
@@ -264,6 +267,44 @@ def test_revoked_by_its_issuer(tmp_path: Path, capsys: pytest.CaptureFixture[str
     bad = AZURE.but(ca24_revoked=True).crls()
     code, result = check(tmp_path, "tpm-quote", {**files, "crl0": bad[0], "crl1": bad[1]}, *options, capsys=capsys)
     assert (code, codes(result)) == (2, ["tpm.ak.revoked"])
+
+
+@pytest.mark.parametrize(
+    ("machine", "code"),
+    [
+        (AZURE.but(eku=("2.23.133.8.1",)), "tpm.ak.usage"),  # only Google gives that one to AKs
+        (AZURE.but(eku=()), "tpm.ak.usage"),
+        (AZURE.but(leaf_end=fake.NOW - timedelta(seconds=1)), "tpm.ak.expired"),
+        (AZURE.but(leaf_start=fake.NOW + timedelta(seconds=1)), "tpm.ak.not_yet_valid"),
+        (AZURE.but(certificate_key="another"), "tpm.quote.signature_invalid"),
+    ],
+)
+def test_an_ak_that_its_certificate_does_not_vouch_for(
+    machine: fake_azure.FakeAzure, code: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files, options = whole("tpm-quote")
+    ak, issuers = machine.certificates()
+    code_, result = check(tmp_path, "tpm-quote", {**files, "ak": ak, "issuers": issuers}, *options, capsys=capsys)
+    assert (code_, codes(result)) == (2, [code])
+
+
+def test_an_ecc_quote_with_its_signature_in_any_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``tpm2_quote --format=plain`` writes DER, otherwise a TPMT_SIGNATURE; the key may be a bare PEM."""
+    files, options = whole("tpm-quote")
+    key = fake.ec_key("ecc AK", ec.SECP256R1)
+    plain = key.sign(files["msg"], ec.ECDSA(hashes.SHA256()))
+    numbers = b"".join(b"\0\x20" + n.to_bytes(32, "big") for n in utils.decode_dss_signature(plain))
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    for signature in (plain, b"\0\x18\0\x0b" + numbers):
+        given_files = {"msg": files["msg"], "sig": signature, "pcrs.json": files["pcrs.json"], "ak.pem": public}
+        _, result = check(tmp_path, "tpm-quote", given_files, *options, capsys=capsys)
+        assert codes(result) == ["tpm.ak.missing"]
+        options_ = [*options, "--allow-missing", "tpm.ak-certificate"]
+        assert check(tmp_path, "tpm-quote", given_files, *options_, capsys=capsys)[0] == 0
+        given_files["msg"] = files["msg"][:60] + b"!" + files["msg"][61:]
+        assert "tpm.quote.signature_invalid" in codes(
+            check(tmp_path, "tpm-quote", given_files, *options_, capsys=capsys)[1]
+        )
 
 
 # --- bad input ---

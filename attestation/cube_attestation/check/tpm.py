@@ -29,7 +29,8 @@ from .result import Given, needed
 
 ROOTS = (*google.VTPM_ROOTS, *microsoft.VTPM_ROOTS)
 DIGITAL_SIGNATURE = 0x80
-EK_CERTIFICATE_EKU = "2.23.133.8.1"  # Google's older authorities give it to AKs too; key usage tells them apart
+# Google's authorities give AKs the usage of EKs, or none; there the key usage tells them apart
+EK_CERTIFICATE_EKU = "2.23.133.8.1"
 CHAIN_CODES = {
     "expired": "tpm.ak.expired",
     "not_yet_valid": "tpm.ak.not_yet_valid",
@@ -218,14 +219,16 @@ def _key(given: Given, quotes: Sequence[Assembled]) -> _Key | None:
         return _Key(public, tuple(reasons), facts)
     if certified is None or not _same(certified, public):
         reasons.append(Reason("tpm.ak.key_mismatch", "the AK certificate is for another key than the quote's"))
-    usages = leaf.extended_key_usage()
-    if usages is not None and not {AK_CERTIFICATE_EKU, EK_CERTIFICATE_EKU} & set(usages):
-        reasons.append(Reason("tpm.ak.usage", f"extended key usage {', '.join(usages)}, not {AK_CERTIFICATE_EKU}"))
     usage = leaf.key_usage()
     if not (usage or 0) & DIGITAL_SIGNATURE:
         reasons.append(Reason("tpm.ak.constraints", f"{leaf.name} may not sign"))
     issuers = (*(one for one in found if one is not leaf), *google.published(), *microsoft.published())
     chain = path.find(leaf, issuers, (*ROOTS, *given.roots), given.now)
+    googles = not chain.problem and chain.anchor.spki_digest in google.VTPM_ROOTS
+    usages = leaf.extended_key_usage()
+    if AK_CERTIFICATE_EKU not in (usages or ()) and not (googles and usages in (None, (EK_CERTIFICATE_EKU,))):
+        words = f"extended key usage {', '.join(usages or ()) or 'none'}, {AK_CERTIFICATE_EKU} is needed"
+        reasons.append(Reason("tpm.ak.usage", words))
     if chain.problem:
         reasons.append(Reason(CHAIN_CODES[chain.problem], chain.words))
     else:
