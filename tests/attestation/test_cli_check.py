@@ -307,6 +307,14 @@ def test_an_ecc_quote_with_its_signature_in_any_form(tmp_path: Path, capsys: pyt
         )
 
 
+def test_a_manifest_without_a_canonical_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Relative names of namespaces can't be canonicalised: no signature could be over such a document."""
+    files, options = whole("nvidia-rim")
+    files["rim"] = files["rim"].replace(b"Payload", b'Payload xmlns:q="relative"', 1)
+    code, result = check(tmp_path, "nvidia-rim", files, *options, capsys=capsys)
+    assert (code, codes(result)) == (2, ["nvidia.rim.signature_form"])
+
+
 # --- bad input ---
 
 

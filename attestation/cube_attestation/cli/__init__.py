@@ -45,9 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser(
         "inspect",
         help="say what files are and what they hold",
-        description="Reads bundles, claims, signed documents, launch disks, policies, and evidence of every kind as "
-        "other tools write it: reports, quotes, logs, manifests, OCSP, TCB information, lists, tokens, certificates. "
-        "Recognised by content; nothing is verified.",
+        description="Reads bundles, claims, signed documents, launch disks, policies, and evidence of every kind "
+        "as other tools write it: reports, quotes, logs, manifests, OCSP, TCB information, lists, tokens, "
+        "certificates. Recognised by content; nothing is verified.",
     )
     inspect.add_argument("files", nargs="+", metavar="FILE")
 

@@ -99,13 +99,11 @@ def verify(data: bytes, anchors: frozenset[str], now: datetime, *, allow_expired
 
 
 def _verify(data: bytes, anchors: frozenset[str], now: datetime) -> VerifiedRim:
-    from lxml import etree
-
     rim = parse(data)
     root = _document(data)
     signature = _the_signature(root)
     info, digest_value, value, key_info = _shape(signature)
-    signed = etree.tostring(info, method="c14n", exclusive=False, with_comments=False)
+    signed = _canonical(info)
     certificates = _certificates(key_info)
     try:
         key = chains.p384_key(certificates[0])
@@ -114,7 +112,7 @@ def _verify(data: bytes, anchors: frozenset[str], now: datetime) -> VerifiedRim:
     if not chains.signed_by(key, _base64(value, 96), signed):
         raise NotAuthentic("the signer's key did not sign this manifest", why="signature_invalid")
     _remove(signature)
-    digest = hashlib.sha384(etree.tostring(root.getroottree(), method="c14n", with_comments=False)).digest()
+    digest = hashlib.sha384(_canonical(root.getroottree())).digest()
     if not hmac.compare_digest(digest, _base64(digest_value, 48)):
         raise NotAuthentic("the manifest was changed after it was signed", why="digest_mismatch")
     try:
@@ -122,6 +120,17 @@ def _verify(data: bytes, anchors: frozenset[str], now: datetime) -> VerifiedRim:
     except NotAuthentic as error:
         raise NotAuthentic(error.what, why=f"chain.{error.why}") from error
     return VerifiedRim(rim, path)
+
+
+def _canonical(node: etree._Element | etree._ElementTree) -> bytes:
+    """C14N of an element or a document. Raises NotAuthentic where there is none (relative namespace names)."""
+    from lxml import etree
+
+    try:
+        text: bytes = etree.tostring(node, method="c14n", exclusive=False, with_comments=False)
+    except etree.C14NError as error:
+        raise _form("the manifest has no canonical form") from error
+    return text
 
 
 def _document(data: bytes) -> etree._Element:
