@@ -36,7 +36,7 @@ class Tpm:
     """A TPM with a fresh attestation key of this boot."""
 
     def __init__(self, tcti: str) -> None:
-        import tpm2_pytss  # type: ignore[import-untyped,unused-ignore]  # it ships no types
+        import tpm2_pytss
 
         self._tss = tpm2_pytss
         self._lock = threading.Lock()
