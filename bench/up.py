@@ -103,7 +103,7 @@ def once(variables: dict[str, str]) -> dict[str, float]:
     found["no-op pulumi up"] = engine(variables, "up", lambda _: None)
     began = time.monotonic()
     subprocess.run(
-        [ROOT / ".venv" / "bin" / "measured-image", "predict", "local"],
+        [ROOT / ".venv" / "bin" / "measured-image", "predict"],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         check=True,
