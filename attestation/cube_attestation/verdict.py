@@ -71,6 +71,22 @@ class ItemVerdict:
         }
 
 
+@dataclass
+class Findings:
+    """What is found about one item, in order."""
+
+    forged: list[Reason] = field(default_factory=list)
+    refused: list[Reason] = field(default_factory=list)
+    compared: list[Comparison] = field(default_factory=list)
+    facts: dict[str, jcs.Json] = field(default_factory=dict)
+
+    def refuse(self, code: str, words: str) -> None:
+        self.refused.append(Reason(code, words))
+
+    def verdict(self, item: str) -> ItemVerdict:
+        return ItemVerdict(item, tuple(self.forged), tuple(self.refused), tuple(self.compared), self.facts)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The whole. ``tier`` is what the evidence reaches (empty: none), ``claims`` the authentic claims or None."""

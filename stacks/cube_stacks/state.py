@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_PROJECT = "cube-confidential"
+from cube_images.paths import cache_dir, state_dir
+
 _ENVIRONMENT = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -24,16 +25,14 @@ def state_folder(environment: str) -> Path:
         raise ValueError(
             f"environment {environment!r}: use 1 to 63 lower-case letters, digits and dashes, e.g. 'local'"
         )
-    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    folder = Path(base) / _PROJECT / environment
+    folder = state_dir() / environment
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder
 
 
 def cache_folder() -> Path:
     """`${XDG_CACHE_HOME:-~/.cache}/cube-confidential`, made if it is missing."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = Path(base) / _PROJECT
+    folder = cache_dir()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 
 from cube_attestation import jcs, times
 from cube_attestation.errors import BadInput, NotAuthentic
-from cube_attestation.verdict import Comparison, ItemVerdict, Reason
+from cube_attestation.verdict import Comparison, Findings, ItemVerdict, Reason
 
 from . import abi, chains, ocsp, rim, verify
 from .policy import NvidiaPolicy
@@ -61,22 +61,6 @@ class Collateral:
         return ocsp.index(self.ocsp)
 
 
-@dataclass
-class _Findings:
-    """What is found about one item, in order."""
-
-    forged: list[Reason] = field(default_factory=list)
-    refused: list[Reason] = field(default_factory=list)
-    compared: list[Comparison] = field(default_factory=list)
-    facts: dict[str, jcs.Json] = field(default_factory=dict)
-
-    def refuse(self, code: str, words: str) -> None:
-        self.refused.append(Reason(code, words))
-
-    def verdict(self, item: str) -> ItemVerdict:
-        return ItemVerdict(item, tuple(self.forged), tuple(self.refused), tuple(self.compared), self.facts)
-
-
 def appraise(
     devices: Sequence[abi.Evidence],
     collateral: Collateral,
@@ -107,7 +91,7 @@ def appraise(
 
 def appraise_rim(data: bytes, collateral: Collateral, rules: NvidiaPolicy, now: datetime) -> ItemVerdict:
     """One manifest by itself (``nvidia-rim``): signature, chain, revocation. Raises BadInput."""
-    findings = _Findings()
+    findings = Findings()
     content = rim.parse(data)
     findings.facts = {
         "kind": content.kind,
@@ -123,8 +107,8 @@ def appraise_rim(data: bytes, collateral: Collateral, rules: NvidiaPolicy, now: 
     return findings.verdict("nvidia-rim")
 
 
-def _device(device: verify.Device, collateral: Collateral, rules: NvidiaPolicy, now: datetime) -> _Findings:
-    findings = _Findings(list(device.reasons), facts=_facts(device))
+def _device(device: verify.Device, collateral: Collateral, rules: NvidiaPolicy, now: datetime) -> Findings:
+    findings = Findings(list(device.reasons), facts=_facts(device))
     _policy(device, rules, findings)
     if device.leaf is None:
         return findings  # nobody known speaks, so reference values mean nothing
@@ -157,7 +141,7 @@ def _revocation(
     collateral: Collateral,
     rules: NvidiaPolicy,
     now: datetime,
-    findings: _Findings,
+    findings: Findings,
     name: str,
 ) -> None:
     """OCSP for every certificate that NVIDIA's responder knows: all but the root and a device's own leaf.
@@ -175,7 +159,7 @@ def _revocation(
         findings.forged += reasons
 
 
-def _policy(device: verify.Device, rules: NvidiaPolicy, findings: _Findings) -> None:
+def _policy(device: verify.Device, rules: NvidiaPolicy, findings: Findings) -> None:
     """Chip, board, mode and minimum versions."""
     report, chip = device.report, device.chip
     if rules.chips and chip not in rules.chips:
@@ -208,7 +192,7 @@ def _version(text: str) -> tuple[int, ...]:
         return (-1,)
 
 
-def _verified_rim(data: bytes, rules: NvidiaPolicy, now: datetime, findings: _Findings) -> rim.VerifiedRim | None:
+def _verified_rim(data: bytes, rules: NvidiaPolicy, now: datetime, findings: Findings) -> rim.VerifiedRim | None:
     try:
         return rim.verify(data, rules.rim_roots, now, allow_expired=rules.allow_expired_rim)
     except NotAuthentic as error:
@@ -217,7 +201,7 @@ def _verified_rim(data: bytes, rules: NvidiaPolicy, now: datetime, findings: _Fi
 
 
 def _manifests(
-    device: verify.Device, collateral: Collateral, rules: NvidiaPolicy, now: datetime, findings: _Findings
+    device: verify.Device, collateral: Collateral, rules: NvidiaPolicy, now: datetime, findings: Findings
 ) -> dict[str, list[rim.Rim]]:
     """The authentic, unrevoked manifests of the device's own driver and VBIOS version, by kind.
 
@@ -231,11 +215,11 @@ def _manifests(
     contents = [(data, rim.parse(data)) for data in collateral.rims]
     found: dict[str, list[rim.Rim]] = {}
     for kind, version in wanted.items():
-        problems = _Findings()
+        problems = Findings()
         for data, content in contents:
             if content.kind != kind or content.version.upper() != version.upper():
                 continue
-            this = _Findings()
+            this = Findings()
             if content.product.replace("_", "").upper() != device.chip:
                 words = f"the manifest of {kind} {version} is for {content.product}, the device is a {device.chip}"
                 this.forged.append(Reason("nvidia.rim.product_mismatch", words))
@@ -253,7 +237,7 @@ def _manifests(
     return found
 
 
-def _measurements(report: abi.Report, manifests: dict[str, list[rim.Rim]], findings: _Findings) -> None:
+def _measurements(report: abi.Report, manifests: dict[str, list[rim.Rim]], findings: Findings) -> None:
     """Compare with the manifests that fit best: one of each kind must agree in every active index."""
     best: list[tuple[str, int, str, str]] | None = None
     total = 0
@@ -294,9 +278,9 @@ def _differing(
     return found
 
 
-def _set(devices: Sequence[verify.Device], rules: NvidiaPolicy) -> _Findings:
+def _set(devices: Sequence[verify.Device], rules: NvidiaPolicy) -> Findings:
     """The devices together: counts, no device twice, one request, and in protected PCIe the links between them."""
-    findings = _Findings()
+    findings = Findings()
     gpus = [device for device in devices if not device.report.is_switch]
     switches = [device for device in devices if device.report.is_switch]
     findings.facts = {"gpus": len(gpus), "switches": len(switches)}
@@ -319,7 +303,7 @@ def _set(devices: Sequence[verify.Device], rules: NvidiaPolicy) -> _Findings:
     return findings
 
 
-def _topology(gpus: Sequence[verify.Device], switches: Sequence[verify.Device], findings: _Findings) -> None:
+def _topology(gpus: Sequence[verify.Device], switches: Sequence[verify.Device], findings: Findings) -> None:
     """In protected PCIe mode NVLink is plain text: the GPUs must be wired to exactly the attested switches.
 
     A device's identifier (PDI) is certified: the serial number of its boot ROM's certificate less its first byte.
@@ -343,7 +327,7 @@ def _pdi(device: verify.Device) -> bytes:
 
 
 def _miswired(
-    device: verify.Device, what: str, linked: frozenset[bytes], attested: frozenset[bytes], findings: _Findings
+    device: verify.Device, what: str, linked: frozenset[bytes], attested: frozenset[bytes], findings: Findings
 ) -> None:
     words = (
         f"device {_pdi(device).hex() or 'unknown'} is wired to {len(linked)} {what}, attested are {len(attested)}"

@@ -14,7 +14,7 @@ from cube_attestation import jcs, times
 from cube_attestation.anchors import nvidia as anchors
 from cube_attestation.errors import BadInput
 from cube_attestation.fields import Fields
-from cube_attestation.verdict import Comparison, ItemVerdict, Reason
+from cube_attestation.verdict import Comparison, Findings, ItemVerdict, Reason
 
 from . import abi, verify
 
@@ -97,22 +97,6 @@ class TokenPolicy:
         return rules
 
 
-@dataclass
-class _Findings:
-    """What is found about one token, in order."""
-
-    forged: list[Reason] = field(default_factory=list)
-    refused: list[Reason] = field(default_factory=list)
-    compared: list[Comparison] = field(default_factory=list)
-    facts: dict[str, jcs.Json] = field(default_factory=dict)
-
-    def refuse(self, code: str, words: str) -> None:
-        self.refused.append(Reason(code, words))
-
-    def verdict(self, item: str) -> ItemVerdict:
-        return ItemVerdict(item, tuple(self.forged), tuple(self.refused), tuple(self.compared), self.facts)
-
-
 def appraise(
     data: bytes,
     keys: Sequence[abi.Key],
@@ -151,8 +135,8 @@ def _token(
     nonce: str | None,
     *,
     device: bool = False,
-) -> _Findings:
-    findings = _Findings(list(verify.verify(token, rules.issuer, keys, rules.keys, now)))
+) -> Findings:
+    findings = Findings(list(verify.verify(token, rules.issuer, keys, rules.keys, now)))
     findings.facts = _facts(token)
     claims = token.claims
     if claims.get("iss") not in rules.iss:
@@ -214,7 +198,7 @@ _SHOWN = (
 )  # fmt: skip
 
 
-def _times(claims: Mapping[str, object], rules: TokenPolicy, now: datetime, findings: _Findings) -> None:
+def _times(claims: Mapping[str, object], rules: TokenPolicy, now: datetime, findings: Findings) -> None:
     """exp is needed; iat and nbf may not lie ahead; the whole life is bounded."""
     stamps: dict[str, datetime] = {}
     for name in ("iat", "nbf", "exp"):
@@ -242,7 +226,7 @@ def _times(claims: Mapping[str, object], rules: TokenPolicy, now: datetime, find
         )
 
 
-def _nonce(claims: Mapping[str, object], issuer: str, nonce: str, findings: _Findings) -> None:
+def _nonce(claims: Mapping[str, object], issuer: str, nonce: str, findings: Findings) -> None:
     for path in _NONCES[issuer]:
         found = claim(claims, path)
         values = found if isinstance(found, list) else [found]
@@ -253,7 +237,7 @@ def _nonce(claims: Mapping[str, object], issuer: str, nonce: str, findings: _Fin
     findings.compared.append(Comparison("nonce", nonce[:200], shown))
 
 
-def _debug(claims: Mapping[str, object], issuer: str, findings: _Findings) -> None:
+def _debug(claims: Mapping[str, object], issuer: str, findings: Findings) -> None:
     """Every debug claim that is there must say off, and one must be there."""
     stated = False
     for path, off in _DEBUG[issuer].items():
@@ -267,7 +251,7 @@ def _debug(claims: Mapping[str, object], issuer: str, findings: _Findings) -> No
         findings.refuse("token.debug.unknown", "does not say whether the machine can be debugged")
 
 
-def _result(claims: Mapping[str, object], device: bool, findings: _Findings) -> None:
+def _result(claims: Mapping[str, object], device: bool, findings: Findings) -> None:
     """NVIDIA's own outcome, and no single check of a device that failed."""
     if not device:
         if claims.get("x-nvidia-overall-att-result") is not True:
@@ -282,7 +266,7 @@ def _result(claims: Mapping[str, object], device: bool, findings: _Findings) -> 
             findings.refuse("token.result.failed", f"{name} is false")
 
 
-def _members(found: abi.TokenSet, findings: _Findings) -> None:
+def _members(found: abi.TokenSet, findings: Findings) -> None:
     """The overall token names every device's token by digest, and no other."""
     named = found.overall.claims.get("submods")
     if not isinstance(named, Mapping) or set(named) != set(found.devices) or not named:
