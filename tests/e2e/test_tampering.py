@@ -103,10 +103,11 @@ def no_machine_stays(world: World) -> Iterator[None]:
 
 
 def waiting_for(started: machine.LocalMachine, seconds: float = 300) -> Waiting:
+    watched = watch.Watch(started.console, started.instance, lambda _: None)
     return Waiting(
         deadline_s=seconds,
-        down=lambda: watch.down(started.console, started.instance),
-        stage=lambda: watch.stage(started.console),
+        down=watched.down,
+        stage=watched.stage,
         progress=lambda _: None,
         pause=time.sleep,
     )

@@ -19,6 +19,7 @@ _PATTERNS = (
     (re.compile(r"BdsDxe: (?P<reason>No bootable option or device was found)"), True),
     (re.compile(r"BdsDxe: (?P<reason>failed to (?:load|start) Boot.*Access Denied)"), True),
 )
+_CRASH = "Kernel panic - not syncing: Fatal exception"
 _STAGES = (
     ("agent", re.compile(r"agent up, boot|launch sha256:[0-9a-f]{64}")),
     ("system", re.compile(r"BdsDxe: starting|Linux version|EFI stub|\[ +\d+\.\d+\]")),
@@ -28,18 +29,22 @@ _STAGES = (
 
 @dataclass(frozen=True)
 class BootFailure:
-    """Why a boot failed, in the console's words; `final` when nothing can come after it."""
+    """Why a boot failed, in the console's words; `final` when nothing can come after it.
+
+    `crash`: the kernel met an exception in its own code, and no check of ours says why the boot ended.
+    """
 
     reason: str
     final: bool
+    crash: bool = False
 
 
-def tail(path: Path, limit: int = _TAIL) -> str:
-    """The last `limit` bytes of a console's log as text; empty when there is none yet."""
+def tail(path: Path, limit: int = _TAIL, since: int = 0) -> str:
+    """The last `limit` bytes of a console's log after offset `since`, as text; empty when there is none yet."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)
-            file.seek(max(0, file.tell() - limit))
+            file.seek(max(since, file.tell() - limit))
             return file.read(limit).decode(errors="replace")
     except OSError:
         return ""
@@ -59,7 +64,8 @@ def boot_failure(text: str) -> BootFailure | None:
     if not said:
         return None
     # A panic after a corrupted block: the block is the reason, the panic makes it final.
-    return BootFailure(clean(said[0][0]["reason"]), any(final for _, final in said))
+    reason = clean(said[0][0]["reason"])
+    return BootFailure(reason, any(final for _, final in said), reason.startswith(_CRASH))
 
 
 def stage(text: str) -> str:

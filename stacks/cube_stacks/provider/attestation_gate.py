@@ -91,11 +91,11 @@ def waiting_for(
     inputs: Properties, deadline_s: float, progress: Callable[[str], None], pause: Callable[[float], None]
 ) -> Waiting:
     """How to wait for the machine of these inputs."""
-    console, instance = Path(inputs["console"]), inputs["instanceId"]
+    watched = watch.Watch(Path(inputs["console"]), inputs["instanceId"], progress)
     return Waiting(
         deadline_s=deadline_s,
-        down=lambda: watch.down(console, instance),
-        stage=lambda: watch.stage(console),
+        down=watched.down,
+        stage=watched.stage,
         progress=progress,
         pause=pause,
     )

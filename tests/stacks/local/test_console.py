@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 VERITY = "device-mapper: verity: 254:2: data block 0 is corrupted"
+CRASH = "Kernel panic - not syncing: Fatal exception in interrupt"
 PANIC = "Kernel panic - not syncing: dm-verity device corrupted"
 
 
@@ -18,6 +19,8 @@ PANIC = "Kernel panic - not syncing: dm-verity device corrupted"
         (f"[   3.2] {VERITY}\r\n", BootFailure(VERITY, final=False)),
         (f"[   3.2] {VERITY}\r\n[   3.3] {PANIC}\r\n", BootFailure(VERITY, final=True)),
         (f"[   3.3] {PANIC}\r\n", BootFailure(PANIC, final=True)),
+        (f"[   3.3] {CRASH}\r\n[   3.4] ---[ end {CRASH} ]---\r\n", BootFailure(CRASH, final=True, crash=True)),
+        (f"[   3.2] {VERITY}\r\n[   3.3] {CRASH}\r\n", BootFailure(VERITY, final=True)),
         (f"BdsDxe: loading Boot0001\n{PANIC}\nBdsDxe: loading Boot0001\nLinux version\n", None),
         (f"{VERITY}\ncube: halt: no root device\n", BootFailure("no root device", final=True)),
         (
@@ -55,6 +58,8 @@ def test_a_console_that_is_not_there_yet_is_empty(tmp_path: Path) -> None:
     assert tail(path) == ""
     path.write_bytes(b"a" * 100 + b"\xffend")
     assert tail(path, 4) == "\ufffdend"
+    assert tail(path, since=102) == "nd"
+    assert tail(path, since=1000) == ""
 
 
 def test_the_stage_is_the_furthest_one() -> None:

@@ -184,6 +184,35 @@ def test_a_machine_has_its_folder_in_the_environment(machine: LocalMachine) -> N
     assert machine.folder == state_folder("local") / "machines" / "m1"
 
 
+CRASH = "Kernel panic - not syncing: Fatal exception in interrupt"
+
+
+def test_a_crash_of_the_emulated_kernel_is_reset_twice_and_then_told(machine: LocalMachine) -> None:
+    assert printed(machine)
+    said: list[str] = []
+    watched = watch.Watch(machine.console, machine.instance, said.append)
+    for boots in (2, 3):
+        with machine.console.open("a") as console:
+            console.write(f"[    3.3] {CRASH}\n")
+        assert watched.down() is None
+        assert printed(machine, boots), "it must boot again"
+        assert watched.down() is None, "the crash was an earlier boot's"
+    assert len(said) == 2
+    assert "QEMU before 8.1" in said[0]
+    with machine.console.open("a") as console:
+        console.write(f"[    3.3] {CRASH}\n")
+    assert watched.down() == Down(CRASH, final=True)
+    assert len(said) == 2
+
+
+def test_no_other_failure_is_reset(machine: LocalMachine) -> None:
+    assert printed(machine)
+    watched = watch.Watch(machine.console, machine.instance, pytest.fail)
+    with machine.console.open("a") as console:
+        console.write(f"device-mapper: verity: 254:2: data block 0 is corrupted\n{CRASH}\n")
+    assert watched.down() == Down("device-mapper: verity: 254:2: data block 0 is corrupted", final=True)
+
+
 def test_the_watcher_tells_why_a_machine_does_not_answer(machine: LocalMachine) -> None:
     log, instance = machine.console, machine.instance
     assert printed(machine)
