@@ -15,6 +15,7 @@ from typing import Any
 
 import chat
 import environment
+import guest_library
 import preflight
 from cube_images.errors import ImageError
 from cube_stacks import keys, tokens
@@ -139,8 +140,9 @@ def main() -> int:
         if command == "down":
             return down()
         if command == "prepare":
-            preflight.install(say)
+            preflight.install(say, guest_library.build_packages())
             environment.prepared(say)
+            guest_library.install(say)
         elif command == "outputs":
             print(json.dumps(read_outputs(environment.prepared(say)), indent=2))
         else:

@@ -51,12 +51,12 @@ def make() -> None:
     if not _runs():
         shutil.rmtree(HOME, ignore_errors=True)
         say("making the virtual environment .venv")
-        _watch([sys.executable, "-m", "venv", str(HOME)], "making the virtual environment")
+        watch([sys.executable, "-m", "venv", str(HOME)], "making the virtual environment")
     python = str(HOME / "bin" / "python")
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--progress-bar", "off"]
-    _watch([*pip, "--require-hashes", "--requirement", str(LOCK)], "installing the locked packages")
+    watch([*pip, "--require-hashes", "--requirement", str(LOCK)], "installing the locked packages")
     rooms = [word for room in ROOMS for word in ("--editable", f"./{room}")]
-    _watch([*pip, "--no-deps", "--no-build-isolation", *rooms], "installing the rooms of this checkout")
+    watch([*pip, "--no-deps", "--no-build-isolation", *rooms], "installing the rooms of this checkout")
     STAMP.write_text(key())
     say(f"the virtual environment is ready ({time.monotonic() - began:.0f} s)")
 
@@ -65,7 +65,7 @@ class Unmakeable(Exception):
     """A step failed; the message holds the end of what it said."""
 
 
-def _watch(command: list[str], what: str) -> None:
+def watch(command: list[str], what: str) -> None:
     """Run a step, with a line every 2 s that says where it is."""
     lines: list[str] = []
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -6,7 +6,7 @@ What is needed and checked is `cube doctor`'s to know.
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from cube_images.errors import ImageError
@@ -23,9 +23,12 @@ def missing() -> list[str]:
     return doctor.missing_packages(f"{os.environ.get('PATH', '')}:{doctor.SYSTEM_PATH}")
 
 
-def install(say: Callable[[str], None]) -> None:
-    """Install what is missing with apt, as root or through sudo. Raises ImageError with what to do by hand."""
-    wanted = missing()
+def install(say: Callable[[str], None], also: Iterable[str] = ()) -> None:
+    """Install what is missing, and `also`, with apt, as root or through sudo.
+
+    Raises ImageError with what to do by hand.
+    """
+    wanted = [*missing(), *also]
     if not wanted:
         return
     say(f"installing {', '.join(wanted)} with apt")

@@ -228,7 +228,7 @@ def signed(control: keys.SigningKey) -> SignedLaunch:
 
 @pytest.fixture
 def machines(tmp_path: Path, signed: SignedLaunch) -> Iterator[Callable[..., HostMachine]]:
-    pytest.importorskip("tpm2_pytss", reason="the agent needs it: pip install tpm2-pytss==2.3.0 (libtss2-dev)")
+    pytest.importorskip("tpm2_pytss", reason="the agent needs it: `make test` builds it")
     made: list[HostMachine] = []
 
     def make(name: str = "m", maker: TpmManufacturer | None = None) -> HostMachine:
