@@ -26,7 +26,7 @@ def test_a_host_without_a_compiler_is_told_what_to_install(tmp_path: Path, monke
 
 def test_a_library_of_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = tmp_path / "lock"
-    lock.write_text("tpm2-pytss==2.3.0 \\\n    --hash=sha256:" + "0" * 64 + "\n")
+    lock.write_text("tpm2-pytss==2.2.1 \\\n    --hash=sha256:" + "0" * 64 + "\n")
     monkeypatch.setattr(guest_library, "LOCK", lock)
     monkeypatch.setattr(guest_library, "present", lambda: False)
     with pytest.raises(EnvironmentProblem, match=r"could not be built: (?s:.)*libtss2-dev"):
