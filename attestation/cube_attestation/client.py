@@ -69,16 +69,32 @@ class StaleGeneration(Unreachable):
 
 
 def fetch(
-    address: str, nonce: bytes, *, timeout: float = 30.0, attempts: int = 3, dial: Dial | None = None
+    address: str,
+    nonce: bytes,
+    *,
+    expected_spki: str | None = None,
+    timeout: float = 30.0,
+    attempts: int = 3,
+    dial: Dial | None = None,
 ) -> Fetched:
     """Ask for fresh evidence over ``nonce`` (16 to 64 bytes). ``timeout``: seconds for all attempts together.
 
-    Raises Unreachable, BadInput for an answer that is no evidence.
+    Raises Unreachable, BadInput for an answer that is no evidence, KeyMismatch (nothing sent) when the connection
+    ends in another key than ``expected_spki``.
     """
     if not NONCE_BYTES[0] <= len(nonce) <= NONCE_BYTES[1]:
         raise BadInput(f"a nonce of {len(nonce)} bytes", where="nonce", todo="use 16 to 64 bytes")
     body = {"nonce": base64.b64encode(nonce).decode()}
-    answer = _retrying(address, "POST", "/attestation", body, timeout=timeout, attempts=attempts, dial=dial)
+    answer = _retrying(
+        address,
+        "POST",
+        "/attestation",
+        body,
+        expected_spki=expected_spki,
+        timeout=timeout,
+        attempts=attempts,
+        dial=dial,
+    )
     evidence = Collection.from_json(answer.value, where=f"{address}/attestation")
     return Fetched(evidence, answer.tls_spki, answer.certificate)
 
@@ -192,17 +208,19 @@ def _message(value: jcs.Json) -> str:
     return "no explanation"
 
 
-def split(address: str) -> tuple[str, int]:
+def split(address: str, default_port: int = DEFAULT_PORT) -> tuple[str, int]:
     """Host and port of ``host:port``, ``[v6]:port`` or ``https://host:port``. Raises BadInput."""
     text = address if "://" in address else f"https://{address}"
     try:
         parts = urlsplit(text)
-        host, port = parts.hostname, parts.port or DEFAULT_PORT
+        host, port = parts.hostname or "", parts.port
+        host.encode("idna")  # what looking it up will do
     except ValueError as error:
         raise BadInput(f"{address[:200]!r} is no address", where="address", todo="write host:port") from error
-    if parts.scheme != "https" or not host or parts.path not in ("", "/") or parts.query or parts.username:
+    rest = parts.path.strip("/") or parts.query or parts.fragment or parts.username is not None
+    if parts.scheme != "https" or not host or host.startswith(".") or rest or port == 0:
         raise BadInput(f"{address[:200]!r} is no address", where="address", todo="write https://host:port")
-    return host, port
+    return host, default_port if port is None else port
 
 
 def _retrying(

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import secrets
 import sys
 import tempfile
 from datetime import UTC, datetime
@@ -15,7 +14,6 @@ from cube_attestation import bundle as bundles
 from cube_attestation import policy as policies
 from cube_attestation import reports, times
 from cube_attestation.bundle import Bundle
-from cube_attestation.cmw import EVIDENCE
 from cube_attestation.errors import BadInput
 from cube_attestation.verdict import Verdict
 
@@ -126,24 +124,16 @@ def _core(
 
 
 def _verify_live(options: argparse.Namespace, policy: policies.Policy, now: datetime) -> tuple[Bundle, Verdict]:
-    from cube_attestation import client
+    from cube_attestation import live
 
     if options.nonce is not None:
         raise BadInput("a machine always gets a fresh nonce", where="--nonce", todo="leave it out with a URL")
-    nonce = secrets.token_bytes(32)
-    fetched = client.fetch(options.subject, nonce, timeout=options.timeout)
-    evidence = fetched.evidence
-    if options.endorsements:
-        known = bundles.load(_read(options.endorsements), where=options.endorsements)
-        for label, item in known.evidence.items.items():
-            if item.indicator != EVIDENCE and label not in evidence.items:
-                evidence = evidence.with_item(label, item.media_type, item.value, item.indicator)
-    bundle = Bundle(evidence)
+    known = [bundles.load(_read(options.endorsements), where=options.endorsements)] if options.endorsements else []
+    clock = live.utc_now if options.at is None else lambda: now
+    examined = live.examine(options.subject, policy, known=known, timeout=options.timeout, clock=clock)
     if options.save:
-        _write(options.save, bundles.dump(bundle))
-    if options.at is None:
-        now = _clock(None)  # fetching takes a while, and guest time is compared with this
-    return bundle, _core(bundle, policy, now, nonce, fetched.tls_spki)
+        _write(options.save, bundles.dump(examined.bundle))
+    return examined.bundle, examined.verdict
 
 
 def _inspect(options: argparse.Namespace) -> int:
