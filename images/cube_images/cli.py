@@ -113,6 +113,22 @@ def _verify_manifest(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def _diff(arguments: argparse.Namespace) -> int:
+    from cube_images.provenance import compare, described, rootfiles
+
+    before, after = (described.load(Path(name)) for name in (arguments.before, arguments.after))
+    files: tuple[compare.Change, ...] = ()
+    if arguments.files:
+        print("unpacking both root file systems", file=sys.stderr, flush=True)
+        files = compare.changes(rootfiles.table(before), rootfiles.table(after))
+    found = compare.compare(before, after, files)
+    if arguments.json:
+        print(json.dumps(found.to_json(), indent=1))
+    else:
+        print("\n".join(found.lines()))
+    return OK
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="measured-image", description="Build machine images whose measurements are known beforehand."
@@ -141,6 +157,11 @@ def _parser() -> argparse.ArgumentParser:
         command = add(name, call, text)
         command.add_argument("folder", nargs="?", help="folder of a built image (default: the last one of `local`)")
         command.add_argument("--json", action="store_true", help="write JSON")
+    diff = add("diff", _diff, "Say what differs between two images, and which measurements move with it.")
+    for name in ("before", "after"):
+        diff.add_argument(name, help="manifest, or folder of a built image")
+    diff.add_argument("--files", action="store_true", help="compare the files of both roots too (needs root)")
+    diff.add_argument("--json", action="store_true", help="write JSON")
     check = add(
         "verify-manifest", _verify_manifest, "Check a manifest's signature, and the files beside it against it."
     )
