@@ -24,6 +24,7 @@ IMAGE_MANIFEST = "application/vnd.cube.image-manifest+json"
 LAUNCH = "application/vnd.cube.launch+json"
 CONTROL = "application/vnd.cube.control+json"
 RECEIPT = "application/vnd.cube.receipt+json"
+AUDIT_HEAD = "application/vnd.cube.audit-head+json"
 
 _BEGIN, _END = "-----BEGIN PUBLIC KEY-----", "-----END PUBLIC KEY-----"
 _MAX_PAYLOAD = 16 << 20

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from cube_attestation.reports import FORMATS
 
-from . import check, importing, policy, prove
+from . import audit, check, importing, policy, prove
 
 BAD_INPUT, UNREACHABLE, USAGE = 3, 4, 64
 
@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     importing.add(commands)
     prove.add(commands)
     policy.add(commands)
+    audit.add(commands)
     return parser
 
 
