@@ -5,35 +5,35 @@ The build is pinned by tools/pulumi/go.sum, takes about 3 minutes on 2 cores and
 the folder that must be on PATH, which holds `pulumi` and `pulumi-language-python`.
 """
 
-import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from cube_images import gotoolchain
+import gobuild
 from cube_images.errors import ImageError
-from cube_images.paths import cache_dir, entry, require_space
-from cube_images.run import run
+from cube_images.paths import cache_dir
+from gobuild import Program, Say
 
 HERE: Final = Path(__file__).resolve().parent
 MODULE: Final = HERE / "pulumi"
-PACKAGE: Final = "github.com/pulumi/pulumi/pkg/v3/cmd/pulumi"
 SDK: Final = "github.com/pulumi/pulumi/sdk/v3"
 VERSION: Final = (3, 259, 0)
 FILES: Final = ("pulumi", "pulumi-language-python-exec", "pulumi-language-python")
-TAGS: Final = "osusergo,grpcnotrace"
 LDFLAGS: Final = f"-s -w -X {SDK}/go/common/version.Version=v{'.'.join(map(str, VERSION))}"
-BUILD_BYTES: Final = 4_000_000_000  # modules, build cache and the result
-BUILD_SECONDS: Final = 1800
-SAY_SECONDS: Final = 2
-
-Say = Callable[[str], None]
+PROGRAM: Final = Program(
+    name=FILES[0],
+    what="Pulumi's engine",
+    module=MODULE,
+    package="github.com/pulumi/pulumi/pkg/v3/cmd/pulumi",
+    takes="about 3 minutes on 2 cores",
+    space=4_000_000_000,
+    tags="osusergo,grpcnotrace",
+    ldflags=LDFLAGS,
+)
 
 
 def official() -> Path | None:
@@ -74,11 +74,11 @@ def _version(program: str) -> str:
 def built(say: Say) -> Path:
     """Folder in the cache with the engine, our language host and the SDK's exec script; built if it isn't there."""
     host = HERE / "language_host.py"
-    engine = _digest((MODULE / "go.mod").read_bytes(), (MODULE / "go.sum").read_bytes(), TAGS, LDFLAGS)
+    engine = PROGRAM.digest()
     home = cache_dir() / "pulumi"
 
     def assemble(folder: Path) -> None:
-        made = entry(home / f"engine-{engine}", lambda into: _build(into, say))
+        made = gobuild.whole(home / f"engine-{engine}", FILES[:2], lambda into: _build(into, say), say)
         for name in FILES[:2]:
             # Hard links: the engine looks for language hosts beside its own file.
             os.link(made / name, folder / name)
@@ -86,61 +86,13 @@ def built(say: Say) -> Path:
         shutil.copyfile(host, target)
         target.chmod(0o755)
 
-    folder = home / _digest(engine, host.read_bytes())
-    for kept, names in ((home / f"engine-{engine}", FILES[:2]), (folder, FILES)):
-        if kept.is_dir() and not all(os.access(kept / name, os.X_OK) for name in names):
-            say(f"{kept} is not whole; building it anew")
-            shutil.rmtree(kept)
-    return entry(folder, assemble)
-
-
-def _digest(*parts: bytes | str) -> str:
-    whole = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        whole.update(len(data).to_bytes(8, "big") + data)
-    return whole.hexdigest()[:32]
+    return gobuild.whole(home / gobuild.digest(engine, host.read_bytes()), FILES, assemble, say)
 
 
 def _build(folder: Path, say: Say) -> None:
-    require_space(folder, BUILD_BYTES, "building Pulumi's engine")
-    found = re.search(r"^go (\S+)$", (MODULE / "go.mod").read_text(), re.MULTILINE)
-    if found is None:
-        raise ImageError(f"{MODULE / 'go.mod'} names no Go version", "restore the file from the repository")
-    go = gotoolchain.find(found[1])
-    environment = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly", "GOWORK": "off"}
-    hint = "the modules come from the Go module proxy that this host is configured for; is it reachable?"
-    began = last = time.monotonic()
-    fetched = compiled = 0
-
-    def tell() -> None:
-        nonlocal last
-        if time.monotonic() - last >= SAY_SECONDS:
-            last = time.monotonic()
-            seconds = f"{last - began:.0f} s"
-            say(f"building Pulumi's engine: {fetched} modules fetched, {compiled} packages compiled ({seconds})")
-
-    def line(text: str) -> None:
-        nonlocal fetched, compiled
-        if text.startswith("go: downloading"):
-            fetched += 1
-        else:
-            compiled += 1
-        tell()
-
-    say("building Pulumi's engine from its Go modules; about 3 minutes on 2 cores, once")
-    run(
-        [go, "build", "-v", "-trimpath", "-tags", TAGS, "-ldflags", LDFLAGS, "-o", folder / FILES[0], PACKAGE],
-        cwd=MODULE,
-        env=environment,
-        on_line=line,
-        on_tick=tell,
-        timeout=BUILD_SECONDS,
-        hint=hint,
-    )
-    sdk = run([go, "list", "-m", "-f", "{{.Dir}}", SDK], cwd=MODULE, env=environment, timeout=60, hint=hint).text
+    PROGRAM.build(folder, say)
     script = folder / FILES[1]
-    shutil.copyfile(Path(sdk) / "python" / "cmd" / script.name, script)
+    shutil.copyfile(PROGRAM.sources(SDK) / "python" / "cmd" / script.name, script)
     script.chmod(0o755)
     if not fits(_version(str(folder / FILES[0]))):
         raise ImageError("the engine that was built does not run", f"delete {cache_dir() / 'pulumi'} and try again")
