@@ -45,7 +45,9 @@ def spki_digest(role: str) -> str:
     return "sha256:" + hashlib.sha256(spki).hexdigest()
 
 
+@functools.cache
 def raw_signature(role: str, content: bytes) -> bytes:
+    """Made once for the same content, as a platform's and Intel's signatures are."""
     r, s = decode_dss_signature(key(role).sign(content, ec.ECDSA(hashes.SHA256())))
     return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
@@ -215,7 +217,8 @@ class FakeTdx:
     def anchors(self) -> tuple[str, ...]:
         return (spki_digest("root"),)
 
-    def _name(self, common: str) -> x509.Name:
+    @staticmethod
+    def _name(common: str) -> x509.Name:
         return x509.Name(
             [
                 x509.NameAttribute(NameOID.COMMON_NAME, common),
@@ -224,15 +227,17 @@ class FakeTdx:
             ]
         )
 
+    @staticmethod
+    @functools.cache
     def _certificate(
-        self, subject: str, role: str, issuer: str, issuer_role: str, *, ca: bool | None, serial: int,
+        subject: str, role: str, issuer: str, issuer_role: str, *, ca: bool | None, serial: int,
         dates: tuple[datetime, datetime] = (BORN, END), extra: tuple[x509.ExtensionType, ...] = (),
         crl_sign: bool = True, authority: str = "",
     ) -> x509.Certificate:  # fmt: skip
         builder = (
             x509.CertificateBuilder()
-            .subject_name(self._name(subject))
-            .issuer_name(self._name(issuer))
+            .subject_name(FakeTdx._name(subject))
+            .issuer_name(FakeTdx._name(issuer))
             .public_key(key(role).public_key())
             .serial_number(serial)
             .not_valid_before(dates[0])

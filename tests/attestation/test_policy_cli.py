@@ -146,6 +146,8 @@ def test_every_kind_is_explained(kind: str) -> None:
         "azure_tdx": "Intel TDX",
         "tdx": "Intel TDX",
         "gpu": "NVIDIA GPUs",
+        "a3-highgpu-1g": "Intel TDX",
+        "NCC40ads_H100_v5": "Azure",
     }
     assert kind == "local" or expected[kind] in titles
     assert titles[0] == "Policy"

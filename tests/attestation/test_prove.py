@@ -78,7 +78,7 @@ def unedited(kind: str) -> set[str]:
     case = Case(whole.bundle, whole.policy, fakepki.NOW, claims.nonce, claims.tls_spki)
     if kind in ("local", "gpu"):
         return set(tpm.twin(case).judge().codes)
-    twin = snp.twin if kind in ("snp", "azure") else tdx.twin
+    twin = snp.twin if kind in ("snp", "azure", "NCC40ads_H100_v5") else tdx.twin
     return set(twin(case, lambda _: None, trusted=True).judge().codes)
 
 

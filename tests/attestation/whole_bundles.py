@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 from base64 import b64encode
@@ -27,15 +28,17 @@ from cube_attestation.cmw import ENDORSEMENTS, EVIDENCE, Collection
 from cube_attestation.fields import decode_base64, encode_base64
 from cube_attestation.nvidia import abi as nvidia_abi
 from cube_attestation.nvidia import items as nvidia
+from cube_attestation.nvidia.appraise import Collateral
 from cube_attestation.policy import Policy
 from cube_attestation.policy import load as load_policy
 from cube_attestation.snp.items import LABELS as SNP_LABELS
+from cube_attestation.tdx import abi as tdx_abi
 from cube_attestation.tdx.collateral import Signed
 from cube_attestation.tdx.items import LABELS as TDX_LABELS
 from cube_attestation.tokens import items as tokens
 from cube_attestation.tpm import abi as tpm
 
-MACHINE = ("snp-report", "tdx-quote", "ccel", "azure-hcl", "nvidia-devices", "tokens", "tpm-quote")
+MACHINE = ("claims", "snp-report", "tdx-quote", "ccel", "azure-hcl", "nvidia-devices", "tokens", "tpm-quote")
 
 
 @dataclass(frozen=True)
@@ -231,4 +234,50 @@ def gpu() -> Whole:
     return Whole(Bundle(evidence), world.policy_toml() + section)
 
 
-ALL = {"local": local, "snp": snp, "azure": azure, "azure_tdx": azure_tdx, "tdx": tdx, "gpu": gpu}
+def _with_gpu(start: Whole, world: GpuWorld, given: Collateral) -> Whole:
+    """The same machine with an H100; ``world`` gets its evidence, so that claims made from then on name it."""
+    world.devices = nvidia_abi.encode_evidence(
+        (fake_nvidia.FakeDevice(nonce=world.claims().gpu_nonce()).evidence(),)
+    )
+    parts = {"nvidia-devices": world.devices, "nvidia-collateral": nvidia.encode_collateral(given)}
+    section = (
+        f'[nvidia]\ndevice_roots = ["{fake_nvidia.spki_digest("nvidia root")}"]\n'
+        f'rim_roots = ["{fake_nvidia.spki_digest("rim root")}"]\n'
+    )
+    return Whole(Bundle(_with(start.bundle.evidence, parts, nvidia.LABELS)), start.toml + section)
+
+
+@functools.cache
+def _h100() -> Collateral:
+    device = fake_nvidia.FakeDevice()
+    return fake_nvidia.collateral(fake_nvidia.driver_rim(), fake_nvidia.vbios_rim(), devices=(device,))
+
+
+@functools.cache
+def _made_once(kind: str) -> Whole:
+    return {"tdx": tdx, "azure": azure}[kind]()
+
+
+def a3_highgpu_1g(nonce: bytes = fakepki.NONCE) -> Whole:
+    """Google's machine: a TD with its CC event log, and an H100. Its own evidence answers ``nonce``."""
+    world, start = GpuWorld(nonce=nonce), _made_once("tdx")
+    found = _with_gpu(start, world, _h100())
+    rtmrs = tdx_abi.parse_quote(start.bundle.evidence.items["tdx-quote"].value).body.rtmrs  # type: ignore[union-attr]
+    quote = fake_tdx.FakeTdx(td={"report_data": world.claims().report_data(), "rtmrs": rtmrs}).quote()
+    parts = {"claims": world.claims().encode(), "tdx-quote": quote}
+    return replace(found, bundle=Bundle(_with(found.bundle.evidence, parts, {**TDX_LABELS, "claims": CLAIMS})))
+
+
+def ncc40ads_h100_v5(nonce: bytes = fakepki.NONCE) -> Whole:
+    """Microsoft's machine: an SNP guest with paravisor and virtual TPM, and an H100."""
+    world = GpuWorld(nonce=nonce)
+    found = _with_gpu(_made_once("azure"), world, _h100())
+    parts = {"claims": world.claims().encode(), "tpm-quote": _rsa_quote(world.quote())}
+    media = {"claims": CLAIMS, "tpm-quote": "application/vnd.cube.tpm-quote+json"}
+    return replace(found, bundle=Bundle(_with(found.bundle.evidence, parts, media)))
+
+
+ALL = {
+    "local": local, "snp": snp, "azure": azure, "azure_tdx": azure_tdx, "tdx": tdx, "gpu": gpu,
+    "a3-highgpu-1g": a3_highgpu_1g, "NCC40ads_H100_v5": ncc40ads_h100_v5,
+}  # fmt: skip
