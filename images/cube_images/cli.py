@@ -129,6 +129,31 @@ def _diff(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _sbom(arguments: argparse.Namespace) -> int:
+    from cube_images.provenance import described, inventory, sbom
+
+    image = described.load(_folder(arguments))
+    print(json.dumps(sbom.bom(image, inventory.components(image, _say)), indent=1, sort_keys=True))
+    return OK
+
+
+def _licences(arguments: argparse.Namespace) -> int:
+    from cube_images.provenance import described, inventory, licences
+
+    for name in arguments.model:
+        licences.require_model(name, arguments.accept)
+    found = inventory.components(described.load(_folder(arguments)), _say)
+    if arguments.json:
+        print(json.dumps(licences.report(found, arguments.model), indent=1))
+    else:
+        print("\n".join(licences.lines(found, arguments.model)))
+    return OK
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="measured-image", description="Build machine images whose measurements are known beforehand."
@@ -157,6 +182,16 @@ def _parser() -> argparse.ArgumentParser:
         command = add(name, call, text)
         command.add_argument("folder", nargs="?", help="folder of a built image (default: the last one of `local`)")
         command.add_argument("--json", action="store_true", help="write JSON")
+    for name, call, text in (
+        ("sbom", _sbom, "Write the bill of materials of a built image: CycloneDX 1.6, JSON."),
+        ("licences", _licences, "Say what is under which licence, and whose source has to be offered."),
+    ):
+        command = add(name, call, text)
+        command.add_argument("folder", nargs="?", help="built image or manifest (default: the last one of `local`)")
+        if name == "licences":
+            command.add_argument("--json", action="store_true", help="write JSON")
+            command.add_argument("--model", action="append", default=[], help="also a model that is served from it")
+            command.add_argument("--accept", action="append", default=[], help="SPDX id of a model's licence")
     diff = add("diff", _diff, "Say what differs between two images, and which measurements move with it.")
     for name in ("before", "after"):
         diff.add_argument(name, help="manifest, or folder of a built image")

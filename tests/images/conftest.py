@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cube_attestation.dsse import LocalSigner
-from cube_images import build, flavour, lock, sandbox, trees
+from cube_images import build, flavour, lock, manifest, paths, sandbox, trees
 from cube_images.build import Image
 from cube_images.run import run
 
@@ -23,8 +23,23 @@ def image(signer: LocalSigner, tmp_path_factory: pytest.TempPathFactory) -> Imag
     built = build.built("local") or build.build("local", signer)
     copied = build.copy(built, tmp_path_factory.mktemp("image"))
     copied.manifest.unlink(missing_ok=True)
-    build.manifest.write(copied.folder, copied.payload, signer)
+    manifest.write(copied.folder, copied.payload, signer)
     return copied
+
+
+@pytest.fixture(scope="session")
+def some_image(signer: LocalSigner) -> Image:
+    """A whole image of the lock at hand, the newest of the cache: for reading, in its place, never for changing.
+
+    It may be of an earlier definition, so that a change of the guest's code builds nothing here.
+    """
+    current = build.built("local")
+    wanted = f"sha256:{lock.load('local').digest()}"
+    folders = sorted((paths.cache_dir() / "images").glob("[!.]*"), key=lambda path: path.stat().st_mtime)
+    for folder in reversed(folders):
+        if current is None and (found := build.open_image(folder)).payload["lock"] == wanted:
+            current = found
+    return current or build.build("local", signer)
 
 
 @pytest.fixture(scope="session")

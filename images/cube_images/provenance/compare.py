@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What differs between two images: inputs, packages, programs, parts of the UKI; which measurements move and why."""
+"""What differs between two images: inputs, packages, programs, UKI; which measurements move with it, and why."""
 
 import difflib
 import re
