@@ -105,6 +105,11 @@ def sign(raw: bytearray, key: ec.EllipticCurvePrivateKey) -> bytes:
     return bytes(raw)
 
 
+def amd_name(common: str) -> bytes:
+    more = {"unit": "Engineering", "country": "US", "locality": "Santa Clara", "state": "CA"}
+    return fake.name(common, "Advanced Micro Devices", **more)
+
+
 def svn(part: str, value: int) -> bytes:
     return fake.extension(ARC + part, fake.integer(value))
 
@@ -145,13 +150,23 @@ class FakeSnp:
     @property
     def ark(self) -> fake.Issued:
         key = fake.rsa_key(self.root_role or f"ARK-{self.product}")
-        return fake.issue(f"ARK-{self.product}", key, extensions=fake.ca_extensions(crl=True), scheme=PSS)
+        common = f"ARK-{self.product}"
+        extensions = fake.ca_extensions(crl=True)
+        return fake.issue(common, key, extensions=extensions, scheme=PSS, subject=amd_name(common))
 
     @property
     def ask(self) -> fake.Issued:
         common = f"SEV-{'VLEK-' if self.kind == 'vlek' else ''}{self.product}"
         extensions = fake.ca_extensions(length=0, crl=True)
-        return fake.issue(common, fake.rsa_key(common), self.ark, extensions=extensions, scheme=PSS, serial=0x10001)
+        return fake.issue(
+            common,
+            fake.rsa_key(common),
+            self.ark,
+            extensions=extensions,
+            scheme=PSS,
+            serial=0x10001,
+            subject=amd_name(common),
+        )
 
     @property
     def leaf_extensions(self) -> list[bytes]:
@@ -193,6 +208,7 @@ class FakeSnp:
             start=self.leaf_start,
             end=self.leaf_end,
             scheme=PSS,
+            subject=amd_name(f"SEV-{self.kind.upper()}"),
         )
 
     @property

@@ -37,12 +37,16 @@ def spki(key: PrivateKey) -> bytes:
     )
 
 
-def name(common_name: str, organisation: str = "Fake") -> bytes:
+def name(common_name: str, organisation: str = "Fake", **more: str) -> bytes:
+    """``more``: country, locality, state, unit."""
+
     def rdn(oid: str, text: str) -> bytes:
         pair = der.encode(der.SEQUENCE, der.encode(der.OID, der.oid(oid)), der.encode(der.UTF8, text.encode()))
         return der.encode(der.SET, pair)
 
-    return der.encode(der.SEQUENCE, rdn("2.5.4.10", organisation), rdn("2.5.4.3", common_name))
+    types = {"country": "2.5.4.6", "locality": "2.5.4.7", "state": "2.5.4.8", "unit": "2.5.4.11"}
+    other = [rdn(types[which], text) for which, text in more.items()]
+    return der.encode(der.SEQUENCE, *other, rdn("2.5.4.10", organisation), rdn("2.5.4.3", common_name))
 
 
 def time(moment: datetime) -> bytes:
@@ -91,7 +95,13 @@ def extended_key_usage(*oids: str) -> bytes:
     return extension(x509.EXTENDED_KEY_USAGE, inner)
 
 
-CRL_POINT = extension(x509.CRL_POINTS, der.encode(der.SEQUENCE))
+CRL_POINT = extension(
+    x509.CRL_POINTS,
+    der.encode(
+        der.SEQUENCE,
+        der.encode(der.SEQUENCE, der.encode(0xA0, der.encode(0xA0, der.encode(0x86, b"https://fake.test/crl")))),
+    ),
+)
 
 
 def ca_extensions(
@@ -136,13 +146,17 @@ def issue(
     algorithm: bytes | None = None,
     outer_algorithm: bytes | None = None,
     version: bytes = b"\x02\x01\x02",
+    subject: bytes = b"",
 ) -> Issued:
-    """A certificate for ``key`` signed by ``issuer`` or by itself with the ``scheme`` that goes with its key."""
+    """A certificate for ``key`` signed by ``issuer`` or by itself with the ``scheme`` that goes with its key.
+
+    ``subject`` is a whole name in place of ``common_name``.
+    """
     signer = issuer.key if issuer else key
     if isinstance(signer, ec.EllipticCurvePrivateKey):
         scheme = ("ecdsa", scheme[1])
     identifier = algorithm or ALGORITHMS[scheme]
-    subject = name(common_name)
+    subject = subject or name(common_name)
     listed = b"".join(extensions)
     tbs = der.encode(
         der.SEQUENCE,

@@ -147,7 +147,12 @@ def test_a_vlek_needs_the_vlek_intermediate() -> None:
 
 def test_the_chain_has_exactly_three_certificates() -> None:
     between = fake.issue(
-        "SEV-Milan", fake.rsa_key("between"), GOOD.ask, extensions=fake.ca_extensions(), scheme=fake_snp.PSS
+        "SEV-Milan",
+        fake.rsa_key("between"),
+        GOOD.ask,
+        extensions=fake.ca_extensions(),
+        scheme=fake_snp.PSS,
+        subject=fake_snp.amd_name("SEV-Milan"),
     )
     open_ask = fake.issue(
         "SEV-Milan",
@@ -155,6 +160,7 @@ def test_the_chain_has_exactly_three_certificates() -> None:
         GOOD.ark,
         extensions=fake.ca_extensions(crl=True),
         scheme=fake_snp.PSS,
+        subject=fake_snp.amd_name("SEV-Milan"),
     )
     leaf = fake.issue("SEV-VCEK", GOOD.key, between, extensions=GOOD.leaf_extensions, serial=0, scheme=fake_snp.PSS)
     endorsements = verify.read_endorsements([leaf.der, between.der, open_ask.der, GOOD.ark.der], [GOOD.crl])
