@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
+from . import dsse, jcs, times
 from .errors import BadInput
 from .fields import PCR_INDEX, Fields
 
@@ -33,8 +35,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class ImageManifest:
-    """What a verifier needs of a manifest."""
+    """What a verifier needs of a manifest. ``identity`` names the image, however often it is signed anew."""
 
+    identity: str
+    expires: datetime | None
     flavour: str
     id: str
     image: str
@@ -48,6 +52,11 @@ class ImageManifest:
         return "debug" in self.flavour.split("-")
 
 
+def identity(payload: Mapping[str, object]) -> str:
+    """What a policy's ``image.allowed`` names: the digest of the payload without its expiry. Raises BadInput."""
+    return dsse.digest(jcs.dumps({name: value for name, value in payload.items() if name != "expires"}))
+
+
 def parse(payload: object, *, where: str = "manifest") -> ImageManifest:
     """Read the payload of an image manifest. Raises BadInput.
 
@@ -56,7 +65,10 @@ def parse(payload: object, *, where: str = "manifest") -> ImageManifest:
     """
     fields = Fields(payload, where)
     fields.version()
+    expires = times.parse(fields.text("expires", limit=20), where=where) if fields.has("expires") else None
     return ImageManifest(
+        identity=identity({name: fields.raw(name) for name in fields.names()}),
+        expires=expires,
         flavour=fields.text("flavour", limit=64),
         id=fields.text("id", limit=200),
         image=fields.digest("image"),

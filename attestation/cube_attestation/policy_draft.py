@@ -48,7 +48,7 @@ def draft(envelope: object, choices: Choices) -> str:
         "# Who may sign images: the keys that signed this manifest.",
         _member("signers", signers),
         "# Manifests by digest. Left out: every image of these signers, also older ones.",
-        ("" if choices.pin else "# ") + _member("allowed", [read.digest]),
+        ("" if choices.pin else "# ") + _member("allowed", [image.identity]),
         *(["# THIS IMAGE IS FOR DEBUGGING, so that it is refused as this stands."] if image.debug else []),
         "debug = false  # debugging images have a way in",
         "",

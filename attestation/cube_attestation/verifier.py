@@ -52,7 +52,7 @@ def verify(
     evidence = bundle.evidence
     claims, claims_problem = _read_claims(evidence)
     launched = _launch(evidence, policy)
-    image_item, image = _image(evidence, policy)
+    image_item, image = _image(evidence, policy, now)
     fresh = _freshness(bundle, policy, claims, now=now, nonce=nonce)
 
     subject = Subject(evidence, policy, now, claims, launched.payload, image)
@@ -145,7 +145,9 @@ def _launch(evidence: Collection, policy: Policy) -> _Launch:
     return _Launch(item, document, read.raw)
 
 
-def _image(evidence: Collection, policy: Policy) -> tuple[ItemVerdict, manifest.ImageManifest | None]:
+def _image(
+    evidence: Collection, policy: Policy, now: datetime
+) -> tuple[ItemVerdict, manifest.ImageManifest | None]:
     data = evidence.get("image-manifest")
     if data is None:
         return _forged("image-manifest", "image.missing", "the bundle has no image manifest"), None
@@ -163,14 +165,21 @@ def _image(evidence: Collection, policy: Policy) -> tuple[ItemVerdict, manifest.
     elif signed:
         words = "no image key of the policy signed the manifest"
         forged.append(Reason("image.signature.untrusted_key", words))
-    if policy.image.allowed and read.digest not in policy.image.allowed:
-        refused.append(Reason("image.not_allowed", f"{read.digest} is none of the policy's manifests"))
+    if policy.image.allowed and image.identity not in policy.image.allowed:
+        refused.append(Reason("image.not_allowed", f"{image.identity} is none of the policy's manifests"))
+    if image.expires is not None and image.expires <= now:
+        refused.append(Reason("image.expired", f"the manifest was good until {times.format_time(image.expires)}"))
     if image.debug and not policy.image.debug:
         refused.append(Reason("image.debug.not_allowed", f"flavour {image.flavour} is for debugging"))
     if wrong := tpm_appraise.replay_reference(image.reference):
         words = f"predicted events do not lead to the predicted value of PCR {', '.join(map(str, wrong))}"
         refused.append(Reason("image.reference.inconsistent", words))
-    facts: dict[str, jcs.Json] = {"digest": read.digest, "id": image.id, "image": image.image, "root": image.root}
+    facts: dict[str, jcs.Json] = {
+        "digest": image.identity,
+        "id": image.id,
+        "image": image.image,
+        "root": image.root,
+    }
     return ItemVerdict("image-manifest", forged=tuple(forged), refused=tuple(refused), facts=facts), image
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import cube_attestation
 import pytest
-from cube_attestation import dsse, jcs
+from cube_attestation import dsse, jcs, times
 from cube_attestation.bundle import Bundle
 from cube_attestation.check.result import NAMES
 from cube_attestation.claims import ModelClaim
@@ -313,6 +313,11 @@ def _inconsistent_manifest(world: World) -> None:
     world.manifest_payload = lambda: payload  # type: ignore[method-assign]
 
 
+def _expired_manifest(world: World) -> None:
+    payload = {**world.manifest_payload(), "expires": times.format_time(world.now)}
+    world.manifest_payload = lambda: payload  # type: ignore[method-assign]
+
+
 def _not_in_allowed(world: World) -> None:
     world.policy |= {"launch.signers": "", "launch.allowed": f'["{OTHER_SPKI}"]'}
 
@@ -320,6 +325,7 @@ def _not_in_allowed(world: World) -> None:
 MORE_WORLD: list[tuple[str, Change]] = [
     ("tpm.ak.weak_key", _weak_ak),
     ("image.reference.inconsistent", _inconsistent_manifest),
+    ("image.expired", _expired_manifest),
     ("launch.not_allowed", _not_in_allowed),
 ]
 
@@ -431,6 +437,18 @@ def test_an_exact_digest_accepts_a_launch_document_of_any_signer() -> None:
     world = World(launch_key="stranger")
     world.policy |= {"launch.signers": "", "launch.allowed": f'["{dsse.digest(jcs.dumps(world.launch))}"]'}
     assert judge(world).passed
+
+
+def test_a_manifest_signed_anew_is_the_same_image() -> None:
+    world = World()
+    payload = world.manifest_payload()
+    world.policy["image.allowed"] = f'["{dsse.digest(jcs.dumps(payload))}"]'
+    for days in (1, 90):
+        later = {**payload, "expires": times.format_time(world.now + timedelta(days=days))}
+        world.manifest_payload = lambda later=later: later  # type: ignore[method-assign,misc]
+        assert judge(world).passed, judge(world).codes
+    world.policy["image.allowed"] = f'["{dsse.digest(jcs.dumps(later))}"]'
+    assert "image.not_allowed" in judge(world).codes, "an image is named without its expiry"
 
 
 def test_an_exact_digest_accepts_a_manifest() -> None:

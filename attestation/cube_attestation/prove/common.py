@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from cube_attestation import bundle as bundles
-from cube_attestation import dsse, jcs
+from cube_attestation import dsse, jcs, times
 from cube_attestation.claims import Claims, DomainsClaim, ModelClaim
 from cube_attestation.cmw import EVIDENCE, Collection
 from cube_attestation.errors import BadInput
@@ -182,6 +182,11 @@ def _image_debug(case: Case) -> Case:
     trusting = _image_trusting(case)
     strict = trusting.under(image=replace(trusting.policy.image, debug=False))
     return strict.signed("image-manifest", dsse.IMAGE_MANIFEST, payload)
+
+
+def _image_expired(case: Case) -> Case:
+    payload = {**case.payload("image-manifest", dsse.IMAGE_MANIFEST), "expires": times.format_time(case.now)}
+    return _image_trusting(case).signed("image-manifest", dsse.IMAGE_MANIFEST, payload)
 
 
 def _image_unlisted(case: Case) -> Case:
@@ -379,6 +384,7 @@ MUTATIONS = (
         "image.reference.inconsistent",
         _image_inconsistent,
     ),
+    Mutation("image.expired", "a manifest that is good until now, not longer", "image.expired", _image_expired),
     Mutation("image.debug", "a correctly signed image with a way in", "image.debug.not_allowed", _image_debug),
     Mutation("receipt.swapped", "the receipt of another bundle", "receipt.bundle_mismatch", _receipt_swapped),
     Mutation("receipt.edited", "a receipt edited after signing", "receipt.signature.invalid", _receipt_edited),
