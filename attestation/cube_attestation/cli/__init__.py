@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from cube_attestation.reports import FORMATS
 
-from . import audit, check, importing, policy, prove
+from . import audit, check, connect, importing, policy, prove
 
 BAD_INPUT, UNREACHABLE, USAGE = 3, 4, 64
 
@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     prove.add(commands)
     policy.add(commands)
     audit.add(commands)
+    connect.add(commands)
     return parser
 
 
