@@ -177,6 +177,7 @@ class FakeSnp:
             "3.1": svn("3.1", self.key_tcb.bootloader),
             "3.2": svn("3.2", self.key_tcb.tee),
             "3.3": svn("3.3", self.key_tcb.snp),
+            **{f"3.{reserved}": svn(f"3.{reserved}", 0) for reserved in range(4, 8)},
             "3.8": svn("3.8", self.key_tcb.microcode),
         }
         if self.product == "Turin":

@@ -35,6 +35,8 @@ POLICY_BITS = {
     24: "ciphertext_hiding_required",
     25: "page_swap_disabled",
 }
+# with the ABI version (bits 0 to 15) and bit 17, which is always one
+KNOWN_POLICY = 0x2FFFF | sum(1 << bit for bit in POLICY_BITS)
 PLATFORM_BITS = {
     0: "smt_enabled",
     1: "tsme_enabled",

@@ -30,7 +30,7 @@ class Rules:
     An empty collection is no rule, but one of ``measurements``, ``id_keys`` and ``author_keys`` is demanded unless
     ``any_firmware``: otherwise any guest of any owner would pass. ``minimum_tcb`` by product line holds for the
     reported, committed, current and launch TCB. ``demanded_policy`` and ``demanded_platform`` are names of bits
-    (abi.POLICY_BITS, abi.PLATFORM_BITS). DEBUG is never acceptable.
+    (abi.POLICY_BITS, abi.PLATFORM_BITS). DEBUG and unknown bits are never acceptable.
     """
 
     measurements: Collection[str] = ()
@@ -131,6 +131,9 @@ def _guest_policy(report: abi.Report, rules: Rules, refuse: Refuse) -> None:
         refuse("snp.policy.cxl", "the guest policy allows memory on CXL devices")
     if report.flag("smt_allowed") and not rules.smt:
         refuse("snp.policy.smt", "the guest policy allows simultaneous multithreading")
+    if unknown := report.policy & ~abi.KNOWN_POLICY:
+        # A bit of newer firmware may be one that weakens, as DEBUG and CXL do.
+        refuse("snp.policy.unknown", f"the guest policy has bits that are not known: 0x{unknown:x}")
     if report.abi < rules.minimum_abi:
         found, least = ".".join(map(str, report.abi)), ".".join(map(str, rules.minimum_abi))
         refuse(
