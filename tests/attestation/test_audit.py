@@ -206,14 +206,16 @@ def test_gaps_that_the_machine_names() -> None:
     gap: dict[str, Any] = {
         "cause": "envoy.restarted",
         "missing": 4,
+        "exact": False,
         "since": "2026-11-24T11:59:58Z",
+        "until": "2026-11-24T12:00:00Z",
         "time": "2026-11-24T12:00:00Z",
     }
     second, state = state.append("gap", gap)
     report = examine(export([first, second]), Given(key=SPKI))
     (note,) = [note for note in report.notices if note.code == "audit.gap.named"]
     assert report.gaps == 1
-    assert "at most 4 records" in note.words
+    assert "at least 4 records" in note.words
 
 
 EXPORT = export(LINES, head())

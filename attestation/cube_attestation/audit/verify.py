@@ -135,10 +135,9 @@ def examine(data: bytes, given: Given | None = None) -> Report:
 
 
 def _gap_words(record: Record) -> str:
-    missing = record.value["missing"]
-    count = "an unknown number of" if missing is None else f"at most {missing}"
+    count = f"{'' if record.value['exact'] else 'at least '}{record.value['missing']}"
     return (
-        f"between {record.value['since']} and {record.value['time']} {count} records of this machine were lost "
+        f"between {record.value['since']} and {record.value['until']} {count} records of this machine were lost "
         f"({record.value['cause']}); the machine says so itself"
     )
 
@@ -171,12 +170,13 @@ def _read(data: bytes, report: Report) -> tuple[list[_Entry], list[_Envelope]]:
 def _page(value: dict[str, jcs.Json], number: int, entries: list[_Entry], envelopes: list[_Envelope]) -> None:
     """An answer of ``GET …/records`` as it came."""
     listed = value["records"]
-    if not isinstance(listed, list) or not set(value) <= {"records", "head", "after", "next"}:
+    if not isinstance(listed, list) or not set(value) <= {"records", "head", "next"}:
         raise BadInput("not a page of records", where=f"line {number}")
     for i, item in enumerate(listed):
         found = records.read(item, records.encode(item) if isinstance(item, dict) else b"", where=f"records[{i}]")
         entries.append(_Entry(number, found))
-    envelopes += [_Envelope(number, value[name]) for name in ("head", "after") if value.get(name) is not None]
+    if value.get("head") is not None:
+        envelopes.append(_Envelope(number, value["head"]))
 
 
 def _own(entries: list[_Entry], report: Report) -> list[_Entry]:
