@@ -88,15 +88,22 @@ class Forwarder:
         self._relays: set[Relay] = set()
         self._server: asyncio.Server | None = None
 
-    async def start(self) -> Address:
-        """Listen; the address, with the port that was really taken. Raises BadInput."""
+    async def bind(self) -> Address:
+        """Take the port, without answering yet; the address, with the port that it became. Raises BadInput."""
         listen = self._settings.listen
         try:
-            self._server = await asyncio.start_server(self._accept, listen.host, listen.port, limit=CHUNK)
+            self._server = await asyncio.start_server(
+                self._accept, listen.host, listen.port, limit=CHUNK, start_serving=False
+            )
         except OSError as error:
             words = f"can't listen: {error.strerror or error}"
             raise BadInput(words, where=f"--listen {listen}", todo="is the port taken?") from error
         return Address(listen.host, int(self._server.sockets[0].getsockname()[1]))
+
+    async def listen(self) -> None:
+        """Take clients from now on; after ``bind``."""
+        if self._server is not None:
+            await self._server.start_serving()
 
     async def probe(self) -> None:
         """Attest the machine behind every URL. Raises NoMachine when none passes."""
@@ -269,6 +276,7 @@ async def serve(settings: Settings, attest: Attest, tell: Callable[[str], None])
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, signalled)
     forwarder = Forwarder(settings, attest, tell)
+    address = await forwarder.bind()
     probing = asyncio.create_task(forwarder.probe())
     asked = asyncio.create_task(ending.wait())
     try:
@@ -276,7 +284,7 @@ async def serve(settings: Settings, attest: Attest, tell: Callable[[str], None])
         if probing.done():
             probing.result()
             if not ending.is_set():
-                address = await forwarder.start()
+                await forwarder.listen()
                 tell(f"listening on http://{address}")
                 await asked
                 tell("ending: no new connections, waiting for answers under way")
