@@ -173,8 +173,9 @@ def forwarding(
     async def run() -> None:
         forwarder = Forwarder(settings, attest, found.lines.append)
         try:
-            address = await forwarder.start()
+            address = await forwarder.bind()
             found.address = (address.host, address.port)
+            await forwarder.listen()
             if probe:
                 await forwarder.probe()
         except NoMachine as error:
