@@ -29,7 +29,9 @@ def ask(base: str, ca: str, token: str, model: str, question: str, say: Callable
         try:
             for line in response:
                 text = line.decode(errors="replace").strip()
-                if not text.startswith("data:") or text == "data: [DONE]":
+                if text == "data: [DONE]":
+                    return
+                if not text.startswith("data:"):
                     continue
                 part = _content(text.removeprefix("data:"))
                 if part:
@@ -37,6 +39,7 @@ def ask(base: str, ca: str, token: str, model: str, question: str, say: Callable
                     yield part
         except (OSError, http.client.HTTPException) as error:
             raise NoAnswer(f"{base}: the answer broke off: {error}") from error
+        raise NoAnswer(f"{base}: the answer broke off: the connection ended before it was whole")
 
 
 def _open(

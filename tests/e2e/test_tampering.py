@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -13,12 +14,14 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cube_attestation import bundle as bundles
 from cube_attestation import client, dsse, launch
+from cube_attestation.errors import Unreachable
 from cube_attestation.launch import Model
 from cube_images import build, volume
 from cube_stacks import gate, trust
@@ -273,6 +276,36 @@ def test_a_changed_block_of_the_model_that_is_read_later_fails_closed(world: Wor
             time.sleep(1)
         assert found == {"claims.model_failed"}
         assert service_status(started) in (0, 503)
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_blocks_of_the_root_that_are_read_only_later_fail_closed(world: World) -> None:
+    """The host changes its disk under a machine that was verified and admitted: the next new block ends it."""
+    folder = Path(tempfile.mkdtemp(prefix="cube-tamper-"))
+    disk = folder / "disk.img"
+    shutil.copyfile(world.image.disk, disk)
+    begin, length = partition(disk, "root")
+    try:
+        started = start(replace(world.boot, image=disk))
+        waiting = waiting_for(started)
+        examined = gate.examine_when_up(
+            started.management_address, world.trust, waiting, launch_digest=world.launch_digest
+        )
+        with disk.open("r+b") as file:
+            file.seek(begin)
+            file.write(os.urandom(length))
+        with contextlib.suppress(Unreachable):  # writing the certificate may be what reads the first block
+            gate.admit(examined, started.management_address, world.trust, ["localhost"], timedelta(minutes=10))
+        end = time.monotonic() + 200
+        while (down := waiting.down()) is None and time.monotonic() < end:
+            time.sleep(0.5)
+        assert down is not None
+        assert "corrupted" in down.reason
+        assert down.final
+        assert service_status(started) == 0
+        with pytest.raises(Unreachable):
+            client.ready(started.management_address, timeout=5)
     finally:
         shutil.rmtree(folder)
 

@@ -31,6 +31,7 @@ class Endpoint(ThreadingHTTPServer):
         ]
         self.asked: list[dict[str, object]] = []
         self.authorization = ""
+        self.last = "[DONE]"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -45,7 +46,7 @@ class Handler(BaseHTTPRequestHandler):
         if status != 200:
             self.wfile.write(b'{"error": {"message": "because"}}')
             return
-        for event in (*self.server.events, "[DONE]"):
+        for event in (*self.server.events, self.server.last):
             self.wfile.write(f"data: {event}\n\n".encode())
 
     def log_message(self, format: str, *args: object) -> None:
@@ -125,3 +126,12 @@ def test_events_of_another_kind_are_refused(endpoint: tuple[Endpoint, str, str])
     server.events = ["{}"]
     with pytest.raises(chat.NoAnswer, match="no chat completion"):
         ask(base, ca)
+
+
+def test_an_answer_that_breaks_off_is_said_and_not_taken_for_whole(endpoint: tuple[Endpoint, str, str]) -> None:
+    server, base, pem = endpoint
+    server.last = '{"choices": [{"delta": {}}]}'
+    said: list[str] = []
+    with pytest.raises(chat.NoAnswer, match="broke off"):
+        said.extend(chat.ask(base, pem, "token", "smollm2", "?", said.append))
+    assert said == ["Pa", "ris"]
