@@ -14,6 +14,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cube_attestation import jcs
 from cube_attestation.errors import BadInput
 
 REQUEST_BYTES = 37  # header 4, nonce 32, slot 1
@@ -223,10 +224,8 @@ def decode_evidence(data: bytes, *, where: str = "NVIDIA evidence") -> tuple[Evi
     the chain plain PEM. Other members (architecture, versions, nonce) are statements about the report and not used.
     Raises BadInput.
     """
-    if len(data) > MAX_FILE:
-        raise BadInput(f"larger than {MAX_FILE >> 20} MiB", where=where)
     try:
-        value = json.loads(data)
+        value = json.loads(jcs.bounded(data.removeprefix(_MARK), where=where, limit=MAX_FILE))
     except (ValueError, RecursionError) as error:
         raise BadInput("not JSON", where=where) from error
     if isinstance(value, dict):
@@ -247,6 +246,7 @@ def decode_evidence(data: bytes, *, where: str = "NVIDIA evidence") -> tuple[Evi
     return tuple(found)
 
 
+_MARK = b"\xef\xbb\xbf"  # some tools write a byte order mark
 _LISTS = ("evidences", "evidence_list", "device_evidence_list")
 
 

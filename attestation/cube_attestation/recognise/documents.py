@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 
+from cube_attestation import jcs
 from cube_attestation.errors import BadInput
 
 from .material import Device, Material, Quote
@@ -21,7 +22,7 @@ _BANKS = ("sha1", "sha256", "sha384", "sha512")
 def of_json(text: bytes, layers: int) -> Material | None:
     """What a JSON document holds. Raises BadInput when it is no JSON, or a known shape and malformed."""
     try:
-        value: object = json.loads(text)
+        value: object = json.loads(jcs.bounded(text.removeprefix(b"\xef\xbb\xbf"), where="JSON"))
     except (ValueError, RecursionError) as error:
         raise BadInput(f"not JSON: {str(error)[:80]}", where="JSON") from error
     return _Walk(layers).document(value, text)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from cube_attestation import jcs
 from cube_attestation.errors import BadInput
 from cube_attestation.fields import Fields
 
@@ -344,10 +345,8 @@ def _signature(text: str, where: str) -> bytes:
 
 def _json(data: bytes, where: str, *, signed: bool = False) -> dict[str, object]:
     """A JSON object. Names may not occur twice, unless Intel signed it (``signed``): then it is Intel's to say."""
-    if len(data) > MAX_JSON:
-        raise BadInput(f"larger than {MAX_JSON >> 10} KiB", where=where)
+    text = jcs.bounded(data, where=where, limit=MAX_JSON)
     try:
-        text = data.decode("utf-8")
         value: object = json.loads(text) if signed else json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"not JSON: {str(error)[:100]}", where=where) from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from cube_attestation import dsse, x509chain
+from cube_attestation import dsse, jcs, x509chain
 from cube_attestation.errors import BadInput
 
 if TYPE_CHECKING:
@@ -235,10 +235,9 @@ def _object(data: bytes, where: str) -> Mapping[str, object]:
 
 def _json(data: bytes, where: str) -> object:
     """JSON with no member twice, nothing but finite numbers, and bounded nesting."""
-    if len(data) > MAX_FILE:
-        raise BadInput(f"larger than {MAX_FILE >> 10} KiB", where=where)
+    text = jcs.bounded(data, where=where, limit=MAX_FILE)
     try:
-        value: object = json.loads(data.decode(), object_pairs_hook=_pairs, parse_constant=_constant)
+        value: object = json.loads(text, object_pairs_hook=_pairs, parse_constant=_constant)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"not JSON: {str(error)[:80]}", where=where) from error
     return value
