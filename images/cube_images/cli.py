@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from cube_attestation import dsse
 from cube_attestation.errors import AttestationError, NotAuthentic
 
 from cube_images import flavour, manifest, predict
@@ -105,6 +106,34 @@ def _show(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def _sign(arguments: argparse.Namespace) -> int:
+    from datetime import UTC, datetime
+
+    from cube_attestation import times
+
+    from cube_images import keys
+    from cube_images.provenance import described, statement
+
+    image = described.load(Path(arguments.folder))
+    signer = keys.open_key(arguments.key or keys.make_default())
+    expires = statement.sign(
+        image, signer, now=datetime.now(UTC), days=arguments.days, builder=arguments.builder or statement.UNHOSTED
+    )
+    print(f"image    {image.digest}")
+    print(f"signer   {dsse.spki_digest(signer.spki)}")
+    print(f"good until {times.format_time(expires)}")
+    return OK
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from cube_images.provenance import described, reproduce
+
+    found = reproduce.verify(described.load(_folder(arguments)), _say, clean=arguments.clean)
+    print("\n".join(found.lines))
+    print("reproduced bit for bit" if found.same else "NOT reproduced")
+    return OK if found.same else NOT_AUTHENTIC
+
+
 def _verify_manifest(arguments: argparse.Namespace) -> int:
     from cube_images import verification
 
@@ -197,6 +226,16 @@ def _parser() -> argparse.ArgumentParser:
         diff.add_argument(name, help="manifest, or folder of a built image")
     diff.add_argument("--files", action="store_true", help="compare the files of both roots too (needs root)")
     diff.add_argument("--json", action="store_true", help="write JSON")
+    sign = add("sign", _sign, "Sign a built image anew: its manifest with an expiry, and its provenance.")
+    sign.add_argument("folder", help="folder of a built image, such as `build --output` makes")
+    sign.add_argument("--days", type=int, required=True, help="how long the manifest is good")
+    sign.add_argument("--key", metavar="file:PATH", help="key that signs (default: one of this user)")
+    sign.add_argument(
+        "--builder", metavar="URI", help="what built it, as SLSA has it (default: an unhosted builder)"
+    )
+    verify = add("verify", _verify, "Build an image again from its lock and compare bit for bit.")
+    verify.add_argument("folder", nargs="?", help="built image or manifest (default: the last one of `local`)")
+    verify.add_argument("--clean", action="store_true", help="make compilers' trees and Ollama anew too (minutes)")
     check = add(
         "verify-manifest", _verify_manifest, "Check a manifest's signature, and the files beside it against it."
     )

@@ -2,14 +2,16 @@
 """Check a manifest: who signed it, and that the files beside it are those it speaks of and predict what it says."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
-from cube_attestation import dsse
+from cube_attestation import dsse, times
 from cube_attestation import manifest as format_
 from cube_attestation.errors import BadInput, NotAuthentic
 
 from cube_images import manifest, predict
 from cube_images.errors import ImageError
+from cube_images.provenance import described, statement
 from cube_images.wheels import sha256_file
 
 
@@ -24,10 +26,11 @@ def _key(text: str) -> bytes | str:
         ) from error
 
 
-def verify(path: Path, key: str) -> list[str]:
+def verify(path: Path, key: str, now: datetime | None = None) -> list[str]:
     """What was found good, one line each. `key` is the allowed signer: `sha256:…` or a PEM file of the public key.
 
-    Raises `NotAuthentic` for a signature, file or prediction that does not fit, `BadInput` for malformed input.
+    `now` is the clock for the expiry (default: this machine's). Raises `NotAuthentic` for a signature, file or
+    prediction that does not fit, `ImageError` for a manifest that has expired, `BadInput` for malformed input.
     """
     if path.is_dir():
         path = path / manifest.NAME
@@ -39,7 +42,15 @@ def verify(path: Path, key: str) -> list[str]:
         raise BadInput(f"not JSON: {error}", where=str(path)) from error
     found = dsse.verify(envelope, dsse.IMAGE_MANIFEST, [_key(key)], where=str(path))
     content = format_.parse(found.payload, where=str(path))
-    lines = [f"signature of {found.keyid}", f"payload {found.digest}"]
+    if content.expires is not None and content.expires <= (now or datetime.now(UTC)):
+        raise ImageError(
+            f"{path}: the manifest was good until {times.format_time(content.expires)}",
+            "take the one that was signed anew, or sign it anew with `measured-image sign`",
+        )
+    until = times.format_time(content.expires) if content.expires else "no expiry"
+    lines = [f"signature of {found.keyid}", f"good until {until}", f"image {content.identity}"]
+    if (provenance := path.parent / statement.NAME).is_file():
+        lines.append(statement.check(provenance, [_key(key)], described.read(found.payload, str(path))))
     for name, digest in (("disk.img", content.image), ("uki.efi", content.uki)):
         file = path.parent / name
         if file.is_file():

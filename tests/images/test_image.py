@@ -12,11 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
-import testinfra
+import testinfra  # type: ignore[import-untyped]
 from cryptography.hazmat.primitives import serialization
+from cube_attestation import dsse
 from cube_attestation.dsse import LocalSigner
 from cube_attestation.errors import NotAuthentic
-from cube_images import build, paths, verification
+from cube_images import build, manifest, paths, verification
 from cube_images.build import Image
 
 pytestmark = [pytest.mark.image, pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -82,7 +83,7 @@ def test_built_twice_in_two_folders_is_identical(signer: LocalSigner, tmp_path: 
 
 
 def test_manifest_verifies_and_names_everything(image: Image, signer: LocalSigner) -> None:
-    lines = verification.verify(image.manifest, build.dsse.spki_digest(signer.spki))
+    lines = verification.verify(image.manifest, dsse.spki_digest(signer.spki))
     assert any("2, 4, 5, 7, 9, 11 as the image predicts" in line for line in lines)
     assert {item["path"] for item in image.payload["binaries"]} >= {"/usr/bin/envoy", "/usr/bin/ollama"}
     assert all(set(item) == {"name", "version", "architecture", "sha256"} for item in image.payload["packages"])
@@ -92,16 +93,16 @@ def test_a_second_key_adds_its_signature(image: Image, tmp_path: Path, signer: L
     from cryptography.hazmat.primitives.asymmetric import ec
 
     other = LocalSigner(ec.generate_private_key(ec.SECP256R1()))
-    path = build.manifest.write(tmp_path, image.payload, signer)
-    build.manifest.write(tmp_path, image.payload, other)
+    path = manifest.write(tmp_path, image.payload, signer)
+    manifest.write(tmp_path, image.payload, other)
     for key in (signer, other):
-        verification.verify(path, build.dsse.spki_digest(key.spki))
+        verification.verify(path, dsse.spki_digest(key.spki))
     before = path.read_bytes()
-    build.manifest.write(tmp_path, image.payload, signer)
+    manifest.write(tmp_path, image.payload, signer)
     assert path.read_bytes() == before
     path.write_text("{")
-    build.manifest.write(tmp_path, image.payload, signer)
-    verification.verify(path, build.dsse.spki_digest(signer.spki))
+    manifest.write(tmp_path, image.payload, signer)
+    verification.verify(path, dsse.spki_digest(signer.spki))
 
 
 @pytest.mark.parametrize("name", ["disk.img", "uki.efi"])
@@ -113,7 +114,7 @@ def test_changed_file_does_not_verify(image: Image, signer: LocalSigner, tmp_pat
     (tmp_path / name).unlink()
     (tmp_path / name).write_bytes(changed)
     with pytest.raises(NotAuthentic, match=name.replace(".", r"\.")):
-        verification.verify(tmp_path, build.dsse.spki_digest(signer.spki))
+        verification.verify(tmp_path, dsse.spki_digest(signer.spki))
 
 
 def test_another_signer_does_not_verify(image: Image) -> None:
@@ -227,7 +228,7 @@ def test_damaged_image_is_built_again(
         disk.write(b"damaged")
     _skip_if_changed(image)
     assert build.build("local", signer).payload == image.payload
-    assert verification.verify(folder, build.dsse.spki_digest(signer.spki))
+    assert verification.verify(folder, dsse.spki_digest(signer.spki))
 
 
 def test_root_tree(root_tree: Path) -> None:
