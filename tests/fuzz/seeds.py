@@ -85,6 +85,7 @@ def _from_worlds(found: Seeds, worlds: Path) -> None:
                 found[target].append(value)
             if value[:1] in b"{[":
                 found["json"].append(value)
+                found["json-canonical"].append(value)
             if label in ("launch", "image-manifest"):
                 found[_OF_LABEL[label][0]].append(base64.b64decode(json.loads(value)["payload"]))
             if label == "launch":

@@ -81,9 +81,10 @@ class Target:
 # --- several steps over one parsed value ---
 
 
-def _json_round_trip(data: bytes) -> None:
+def _json(data: bytes) -> None:
     value = jcs.loads(data)
-    assert jcs.loads(jcs.dumps(value), canonical=True) == value
+    if len(data) < 4096:
+        assert jcs.loads(jcs.dumps(value), canonical=True) == value
 
 
 def _bundle(data: bytes) -> None:
@@ -377,7 +378,8 @@ _STRICT = ("claims", "nvidia-devices", "snp-report")
 def table(worlds: Path) -> Mapping[str, Target]:
     """All targets by name. ``worlds``: the folder with the bundles that ``verify-*`` start from."""
     found = [
-        Target("json", _json_round_trip),
+        Target("json", _json),
+        Target("json-canonical", lambda data: jcs.loads(data, canonical=True)),
         Target("bundle", _bundle),
         Target("dsse", _dsse),
         Target("policy", _policy),

@@ -19,7 +19,7 @@ MAX_BYTES = 32 << 20
 MAX_LAYERS = 4  # hex of base64 of hex …
 SNP_BYTES, SNP_ECDSA = 1184, b"\1\0\0\0"
 TPM_SIGNATURES = (b"\x00\x14", b"\x00\x16", b"\x00\x18")  # TPM_ALG_RSASSA, RSAPSS, ECDSA
-_HEX = re.compile(rb"(?:0[xX])?((?:[0-9a-fA-F]{2})+)")
+_HEX = re.compile(rb"(?:0[xX])?([0-9a-fA-F]+)")  # pairs are counted apart: repeating a group costs 64 bytes each
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]+={0,2}")
 _JWS = re.compile(rb"eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _PEM_BEGIN = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----")
@@ -255,7 +255,7 @@ def _of_text(text: bytes, layers: int) -> Material | None:
 def decodings(packed: bytes) -> list[bytes]:
     """What text without white space decodes to: hex first, then base64 in either alphabet."""
     found: list[bytes] = []
-    if match := _HEX.fullmatch(packed):
+    if (match := _HEX.fullmatch(packed)) and len(match.group(1)) % 2 == 0:
         found.append(bytes.fromhex(match.group(1).decode()))
     if len(packed) >= 16 and _BASE64.fullmatch(packed):
         bare = packed.rstrip(b"=").translate(_STANDARD)
