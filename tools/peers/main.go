@@ -26,7 +26,6 @@ import (
 	"time"
 
 	sevabi "github.com/google/go-sev-guest/abi"
-	"github.com/google/go-sev-guest/kds"
 	sevpb "github.com/google/go-sev-guest/proto/sevsnp"
 	sevvalidate "github.com/google/go-sev-guest/validate"
 	sevverify "github.com/google/go-sev-guest/verify"
@@ -109,13 +108,8 @@ func verifySnp(asked *request) error {
 	if err := sevverify.SnpAttestation(evidence, options); err != nil {
 		return err
 	}
-	// Key, chip and TCB belong together: their "validate", with every choice of an operator left open.
-	open := &sevvalidate.Options{
-		GuestPolicy:               sevabi.SnpPolicy{SMT: true, MigrateMA: true, Debug: true, CXLAllowed: true},
-		PermitProvisionalFirmware: true,
-		MinimumTCB:                kds.TCBParts{},
-		MinimumLaunchTCB:          kds.TCBParts{},
-	}
+	// Their "validate": key, chip and TCB belong together; what an operator may choose is left open.
+	open := &sevvalidate.Options{GuestPolicy: sevabi.SnpPolicy{SMT: true, MigrateMA: true, CXLAllowed: true}}
 	return sevvalidate.SnpAttestation(evidence, open)
 }
 
