@@ -20,14 +20,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from urllib.parse import urlsplit
 
-from . import control, dsse, jcs, x509chain
+from . import control, jcs
 from .claims import NONCE_BYTES
 from .cmw import Collection
 from .errors import BadInput, KeyMismatch, Unreachable
 from .fields import Fields
 from .tpm.credential import Challenge
+from .x509 import certificate as x509
 
 MAX_ANSWER = 64 << 20
+MAX_ADDRESS = 300  # a host name has 253 at most
 DEFAULT_PORT = 8444
 _RETRIED = (429, 502, 503, 504)
 
@@ -210,6 +212,8 @@ def _message(value: jcs.Json) -> str:
 
 def split(address: str, default_port: int = DEFAULT_PORT) -> tuple[str, int]:
     """Host and port of ``host:port``, ``[v6]:port`` or ``https://host:port``. Raises BadInput."""
+    if len(address) > MAX_ADDRESS:
+        raise BadInput(f"an address of {len(address)} characters", where="address", todo="write host:port")
     text = address if "://" in address else f"https://{address}"
     try:
         parts = urlsplit(text)
@@ -297,7 +301,7 @@ def _once(
 
 def spki_of(certificate: bytes) -> str:
     """SPKI digest of a DER certificate's key. Raises BadInput."""
-    return dsse.spki_digest(x509chain.load_der(certificate, where="TLS certificate").public_key())
+    return x509.parse(certificate).spki_digest
 
 
 def _dial(target: tuple[str, int], timeout: float) -> socket.socket:

@@ -11,8 +11,10 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from targets import Target
+if TYPE_CHECKING:
+    from targets import Target
 
 CPU_SECONDS = 0.1
 EXTRA_BYTES = 50 << 20

@@ -36,7 +36,6 @@ from cube_attestation import (
     reports,
     times,
     verifier,
-    x509chain,
 )
 from cube_attestation.azure import abi as azure
 from cube_attestation.azure import containers
@@ -395,8 +394,8 @@ def table(worlds: Path) -> Mapping[str, Target]:
         Target("base64", lambda data: fields.decode_base64(data.decode("latin-1"), where="text")),
         Target("address", lambda data: client.split(data.decode("utf-8", "replace"))),
         Target("der-certificate", _certificate, material=("certificates",)),
-        Target("library-certificate", lambda data: x509chain.load_der(data, where="x"), material=("certificates",)),
-        Target("pem-chain", lambda data: x509chain.load_pem_chain(data, where="x"), material=("certificates",)),
+        Target("pem-chain", lambda data: certificate.load_all((data,), where="x"), material=("certificates",)),
+        Target("tls-certificate", client.spki_of, material=("certificates",)),
         Target("crl", lambda data: crl.load_all(data, where="x"), material=("crls",)),
         Target("intel-crl", lambda data: collateral.crl_bytes(data, where="x"), material=("crls",)),
         Target("spki", keys.public_key),

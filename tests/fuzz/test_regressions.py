@@ -16,6 +16,8 @@ FOUND: list[tuple[str, Callable[[], bytes]]] = [
     # a repeated group kept 64 bytes for every pair of hex digits
     ("recognise", lambda: b"0" * MEGABYTE),
     ("recognise", lambda: b'["' + b"0" * (MEGABYTE - 4) + b'"]'),
+    # an address of any length, letter by letter through IDNA and urlsplit
+    ("address", lambda: b"\xff" * MEGABYTE),
     # one small value after the other: fifty times their bytes, and a Python call each
     ("json", lambda: b"[" + b"[]," * 349_524 + b"0]"),
     ("json", lambda: b"[" + b"0," * 524_286 + b"0]"),
