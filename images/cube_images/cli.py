@@ -125,6 +125,36 @@ def _sign(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def _export(arguments: argparse.Namespace) -> int:
+    from cube_images.provenance import described
+    from cube_images.release import export
+
+    image = described.load(_folder(arguments))
+    for warning in export.warnings(image, arguments.target):
+        _say(f"warning: {warning}")
+    found = export.export(image, arguments.target, arguments.output, _say)
+    print(json.dumps(found, indent=1))
+    return OK
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    from cube_images.provenance import described
+    from cube_images.release import publish
+
+    image = described.load(_folder(arguments))
+    index = publish.publish(image, arguments.store, _say)
+    print(f"image {image.digest}\nindex {index}")
+    return OK
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from cube_images.release import publish
+
+    image = publish.fetch(arguments.store, arguments.digest, arguments.output, _say)
+    print(f"image  {image.digest}\nfolder {image.folder}")
+    return OK
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     from cube_images.provenance import described, reproduce
 
@@ -233,6 +263,19 @@ def _parser() -> argparse.ArgumentParser:
     sign.add_argument(
         "--builder", metavar="URI", help="what built it, as SLSA has it (default: an unhosted builder)"
     )
+    export = add("export", _export, "Write the disk as a target takes it, with a description beside it.")
+    export.add_argument("target", choices=("gcp", "azure", "qcow2"))
+    export.add_argument("folder", nargs="?", help="folder of a built image (default: the last one of `local`)")
+    export.add_argument("--output", type=Path, required=True, metavar="DIR", help="where to write")
+    publish = add(
+        "publish", _publish, "Publish a signed image into a folder, by content; goes on where it stopped."
+    )
+    publish.add_argument("folder", nargs="?", help="folder of a built image (default: the last one of `local`)")
+    publish.add_argument("--store", type=Path, required=True, metavar="DIR", help="the folder to publish into")
+    fetch = add("fetch", _fetch, "Fetch a published image by its digest, checking every file.")
+    fetch.add_argument("digest", help="the image: sha256:…")
+    fetch.add_argument("--store", type=Path, required=True, metavar="DIR", help="the folder it was published into")
+    fetch.add_argument("--output", type=Path, required=True, metavar="DIR", help="where to put the image")
     verify = add("verify", _verify, "Build an image again from its lock and compare bit for bit.")
     verify.add_argument("folder", nargs="?", help="built image or manifest (default: the last one of `local`)")
     verify.add_argument("--clean", action="store_true", help="make compilers' trees and Ollama anew too (minutes)")

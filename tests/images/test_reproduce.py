@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`measured-image verify`: an image built again from its lock is the same byte for byte, or the difference is told."""
+"""`measured-image verify`: an image built again from its lock is the same byte for byte, or it is told where."""
 
 import importlib.util
 import json
