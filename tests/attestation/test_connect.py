@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from cube_attestation import live
 from fakeguest import Forwarding, Guest, forwarding, read_request, response, tls_server
 from fakepki import World, cmdline_changed, ec_key, spki
 
@@ -230,6 +231,26 @@ def test_a_key_that_can_not_be_attested_again_in_time_is_cut_off() -> None:
         assert time.monotonic() - start < 2.5
         assert "connect.unreachable" in forwarder.wait_for("dropped key")
         assert error_of(forwarder.request()) == (503, "connect.unreachable")
+
+
+def test_a_verification_that_fails_itself_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong while a key is attested again, it does not stay in use."""
+    with (
+        guest().running() as machine,
+        forwarding(machine, recheck_s=0.8) as forwarder,
+        forwarder.connect() as client,
+    ):
+        client.sendall(REQUEST)
+        assert client.recv(65536)
+
+        def broken(*given: object, **options: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(live, "verify", broken)
+        assert "connect.internal" in forwarder.wait_for("dropped key")
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        assert error_of(forwarder.request()) == (502, "connect.internal")
 
 
 def test_a_key_that_nobody_uses_is_not_attested_again() -> None:

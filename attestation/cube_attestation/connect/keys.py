@@ -21,6 +21,7 @@ Attest = Callable[[Pin, float], Attested]
 Cut = Callable[[], None]
 
 _T = TypeVar("_T")
+INTERNAL = "connect.internal"
 _EARLY = 0.75  # part of the time after which a key is attested again
 _RETRY_S = 1.0
 _REFUSED_S = 5.0  # so long a refusal is the answer to everyone who meets the key
@@ -101,9 +102,18 @@ class KeyRing:
     async def _first(self, pin: Pin) -> Key:
         async with self._slots:
             started = asyncio.get_running_loop().time()
-            attested = await in_thread(lambda: self._attest(pin, self._timeout_s))
+            attested = await self._judge(pin, self._timeout_s)
         self._tell(f"attested key {pin.spki}: {attested.words()}")
         return Key(attested, started + self._recheck_s)
+
+    async def _judge(self, pin: Pin, limit: float) -> Attested:
+        """The verdict, from a thread. Raises Refusal, for defects of ours too, and Unreachable."""
+        try:
+            return await in_thread(lambda: self._attest(pin, limit))
+        except (Refusal, Unreachable):
+            raise
+        except Exception as error:
+            raise Refusal(INTERNAL, f"the verification itself failed: {type(error).__name__}: {error}") from error
 
     async def _watch(self, pin: Pin, task: asyncio.Task[Key]) -> None:
         """Attest the key again and again while somebody uses it; drop it when it does not pass."""
@@ -129,7 +139,7 @@ class KeyRing:
             started, limit = loop.time(), min(left * 0.9, self._timeout_s)  # so that its error comes before our end
             try:
                 async with asyncio.timeout(left):
-                    key.attested = await in_thread(lambda: self._attest(pin, limit))  # noqa: B023 - it runs now
+                    key.attested = await self._judge(pin, limit)
             except Refusal as error:
                 return str(error)
             except Unreachable as error:
