@@ -13,6 +13,7 @@ from .bundle import Bundle
 from .claims import MEDIA_TYPE as CLAIMS_MEDIA_TYPE
 from .claims import Claims
 from .cmw import Collection
+from .collateral import sources
 from .errors import BadInput, NotAuthentic
 from .policy import Policy
 from .subject import Kind, Subject, attempt
@@ -23,6 +24,7 @@ COMMON_LABELS = {
     "claims": CLAIMS_MEDIA_TYPE,
     "launch": launch.MEDIA_TYPE,
     "image-manifest": manifest.MEDIA_TYPE,
+    sources.LABEL: sources.MEDIA_TYPE,
 }
 
 
@@ -208,7 +210,7 @@ def _freshness(
         return _Freshness(_forged("receipt", code, error.what), live, moment)
     forged: list[Reason] = []
     refused: list[Reason] = []
-    if receipt.bundle != bundle.digest():
+    if receipt.bundle != bundle.digest() and receipt.bundle != sources.digest(bundle.evidence):
         forged.append(Reason("receipt.bundle_mismatch", "the receipt is for other evidence"))
     if claims is None or receipt.nonce != claims.nonce:
         forged.append(Reason("receipt.nonce_mismatch", "the gate had given another nonce"))

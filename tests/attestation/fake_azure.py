@@ -25,6 +25,7 @@ from cube_attestation.x509 import keys
 EKU = ("1.3.6.1.4.1.311.10.3.12", "2.23.133.8.3")
 NONCE = bytes(range(32))
 HASH_TYPES = {1: "sha256", 2: "sha384", 3: "sha512"}
+PKI = "http://www.microsoft.com/pkiops"  # where certificates say that lists and issuers are
 ROOT, CA2025, CA24 = "Fake vTPM Root", "Fake vTPM CA 2025", "Fake vTPM CA - 24"
 
 
@@ -42,9 +43,10 @@ def chain() -> tuple[fake.Issued, fake.Issued, fake.Issued]:
     """Root, its CA and the CA that issues AK certificates."""
     scheme = ("rsassa", "sha384")
     root = fake.issue(ROOT, fake.rsa_key(ROOT), extensions=fake.ca_extensions(), serial=1, scheme=scheme)
-    extensions = fake.ca_extensions(length=1, crl=True)
+    points = [fake.crl_point(f"{PKI}/crl/{name}.crl") for name in ("root", "ca2025")]
+    extensions = [*fake.ca_extensions(length=1), points[0], fake.authority_information(f"{PKI}/certs/root.crt")]
     ca2025 = fake.issue(CA2025, fake.rsa_key(CA2025), root, extensions=extensions, serial=25, scheme=scheme)
-    extensions = fake.ca_extensions(length=0, crl=True)
+    extensions = [*fake.ca_extensions(length=0), points[1], fake.authority_information(f"{PKI}/certs/ca2025.crt")]
     ca24 = fake.issue(CA24, fake.rsa_key(CA24), ca2025, extensions=extensions, serial=24, scheme=scheme)
     return root, ca2025, ca24
 
@@ -136,6 +138,7 @@ class FakeAzure:
 
     def ak_certificate(self) -> fake.Issued:
         extensions = [fake.basic_constraints(False), fake.key_usage(0x80)]
+        extensions.append(fake.authority_information(f"{PKI}/certs/ca24.crt"))
         if self.eku:
             extensions.append(fake.extended_key_usage(*self.eku))
         return fake.issue(

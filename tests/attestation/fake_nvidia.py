@@ -261,6 +261,9 @@ def status(cert: Cert, **given: object) -> bytes:
     )
     if given.get("embed", True):
         builder = builder.certificates([certificate])
+    if (nonce := given.get("nonce")) is not None:
+        assert isinstance(nonce, bytes)
+        builder = builder.add_extension(x509.OCSPNonce(nonce), False)
     if "extension" in given:
         builder = builder.add_extension(given["extension"], True)  # type: ignore[arg-type]
     signer = str(given.get("signer", responder.role))

@@ -95,6 +95,18 @@ def extended_key_usage(*oids: str) -> bytes:
     return extension(x509.EXTENDED_KEY_USAGE, inner)
 
 
+def crl_point(url: str) -> bytes:
+    """CRL distribution points with one full name."""
+    names = der.encode(0xA0, der.encode(0xA0, der.encode(0x86, url.encode())))
+    return extension(x509.CRL_POINTS, der.encode(der.SEQUENCE, der.encode(der.SEQUENCE, names)))
+
+
+def authority_information(url: str) -> bytes:
+    """Authority information access: where the issuer's certificate is."""
+    access = der.encode(der.OID, der.oid("1.3.6.1.5.5.7.48.2")) + der.encode(0x86, url.encode())
+    return extension("1.3.6.1.5.5.7.1.1", der.encode(der.SEQUENCE, der.encode(der.SEQUENCE, access)))
+
+
 CRL_POINT = extension(
     x509.CRL_POINTS,
     der.encode(

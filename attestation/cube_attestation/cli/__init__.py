@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from cube_attestation.reports import FORMATS
 
-from . import audit, check, connect, importing, policy, prove
+from . import audit, check, collateral, connect, importing, policy, prove
 
 BAD_INPUT, UNREACHABLE, USAGE = 3, 4, 64
 
@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
     check.add(commands)
     importing.add(commands)
+    collateral.add(commands)
     prove.add(commands)
     policy.add(commands)
     audit.add(commands)

@@ -94,7 +94,7 @@ def verify(data: bytes, anchors: frozenset[str], now: datetime, *, allow_expired
     except NotAuthentic as error:
         if not allow_expired or error.why != "chain.expired":
             raise
-    last = min(now, _certificates(_shape(_the_signature(_document(data)))[-1])[0].not_after)
+    last = min(now, signers(data)[0].not_after)
     return _kept.get(data, anchors, last, lambda: _verify(data, anchors, last))
 
 
@@ -120,6 +120,11 @@ def _verify(data: bytes, anchors: frozenset[str], now: datetime) -> VerifiedRim:
     except NotAuthentic as error:
         raise NotAuthentic(error.what, why=f"chain.{error.why}") from error
     return VerifiedRim(rim, path)
+
+
+def signers(data: bytes) -> tuple[x509.Certificate, ...]:
+    """The certificates that a manifest carries, its signer's first; nothing is verified. Raises as ``verify``."""
+    return _certificates(_shape(_the_signature(_document(data)))[-1])
 
 
 def _canonical(node: etree._Element | etree._ElementTree) -> bytes:
