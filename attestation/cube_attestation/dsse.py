@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from . import jcs
 from .errors import BadInput, NotAuthentic
 from .fields import DIGEST, Fields, decode_base64, encode_base64
+from .x509.keys import public_key
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -178,14 +179,14 @@ def _open(envelope: object, payload_type: str, where: str) -> tuple[bytes, list[
 
 
 def _holds(der: bytes, signature: bytes, data: bytes, where: str) -> bool:
-    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
 
     try:
-        key = serialization.load_der_public_key(der)
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise BadInput(f"the signer's key can't be read: {error}", where=where) from error
+        key = public_key(der)
+    except BadInput as error:
+        raise BadInput(f"the signer's key can't be read: {error.what}", where=where) from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise BadInput("the signer's key is not on P-256", where=where)
     try:

@@ -18,9 +18,8 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cube_attestation import bundle as bundles
-from cube_attestation import client, cmw, dsse, manifest, x509chain
+from cube_attestation import client, cmw, manifest
 from cube_attestation.bundle import Bundle
 from cube_attestation.claims import Claims
 from cube_attestation.client import Dial, MachineState, StaleGeneration
@@ -32,6 +31,8 @@ from cube_attestation.tpm import verify as tpm_verify
 from cube_attestation.tpm.credential import make_credential
 from cube_attestation.verdict import Reason, Verdict
 from cube_attestation.verifier import verify
+from cube_attestation.x509 import certificate as certificates
+from cube_attestation.x509 import keys as public_keys
 
 from cube_stacks.ca import EnvironmentCA
 from cube_stacks.keys import SigningKey
@@ -221,16 +222,15 @@ def _ak_certificate(fetched: client.Fetched, address: str, trust: Trust, timeout
     None is no error here: the verdict then says what is missing.
     """
     try:
-        ek_certificate = x509chain.load_der(fetched.evidence.get("ek-certificate") or b"", where="ek-certificate")
+        ek_certificate = certificates.parse(fetched.evidence.get("ek-certificate") or b"")
+        ek = public_keys.public_key(ek_certificate.spki)
         quote = tpm_verify.QuoteEvidence.decode(fetched.evidence.get("tpm-quote") or b"")
         ak = quote.ak.key()
     except BadInput:
         return None
-    ek = ek_certificate.public_key()
     now = trust.clock()
-    if tpm_verify.verify_ek(ek_certificate, trust.ek_chain, trust.policy.tpm.ek_roots, now):
-        return None
-    if not isinstance(ek, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
+    chain = certificates.load_all([_pem(trust.ek_chain)], where="EK chain")
+    if tpm_verify.verify_ek(ek_certificate, chain, trust.policy.tpm.ek_roots, now):
         return None
     secret = os.urandom(32)
     try:
@@ -244,7 +244,7 @@ def _ak_certificate(fetched: client.Fetched, address: str, trust: Trust, timeout
         raise
     if not hmac.compare_digest(secret, opened):
         return None
-    return trust.ca.ak_certificate(ak, dsse.spki_digest(ek), now)
+    return trust.ca.ak_certificate(ak, ek_certificate.spki_digest, now)
 
 
 def examine_when_up(address: str, trust: Trust, waiting: Waiting, *, launch_digest: str) -> Examined:

@@ -17,11 +17,12 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cube_attestation import bundle as bundles
-from cube_attestation import control, domains, dsse, jcs, launch, manifest, policy, times, x509chain
+from cube_attestation import control, domains, dsse, jcs, launch, manifest, policy, times
 from cube_attestation.claims import Claims, DomainsClaim, ModelClaim
 from cube_attestation.cmw import Collection
 from cube_attestation.errors import AttestationError, BadInput, NotAuthentic
 from cube_attestation.tpm import eventlog
+from cube_attestation.x509 import certificate
 from fakepki import NOW, Step, World, ec_key, pem, spki, tcg_log
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -96,7 +97,7 @@ HOSTILE: dict[str, tuple[Callable[[bytes], object], bytes]] = {
         b"{" + b",".join(b'"%06d":1' % i for i in range(90_000)) + b',"000000":1}',
     ),
     "certificates that never end": (
-        lambda data: x509chain.load_pem_chain(data, where="chain"),
+        lambda data: certificate.load(data, where="chain"),
         b"-----BEGIN CERTIFICATE-----" + b"\n" * (1 << 20),
     ),
     "a key that never ends": (

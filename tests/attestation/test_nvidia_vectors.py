@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cube_attestation import dsse, x509chain
 from cube_attestation.anchors import nvidia as anchors
 from cube_attestation.errors import NotAuthentic
 from cube_attestation.nvidia import abi, chains, rim, verify
@@ -20,6 +19,7 @@ from cube_attestation.nvidia.appraise import Collateral, appraise, appraise_rim
 from cube_attestation.nvidia.policy import NvidiaPolicy
 from cube_attestation.tokens import abi as tokens
 from cube_attestation.x509 import certificate as certificates
+from cube_attestation.x509 import certificate as x509
 
 ANY = frozenset({"nvidia.device_ocsp", "nvidia.rim_ocsp", "nvidia.driver_rim", "nvidia.vbios_rim", "nvidia.fwid"})
 WITH_FWID = ANY - {"nvidia.fwid"}
@@ -141,8 +141,8 @@ def root(name: str, expected: frozenset[str]) -> Check:
     """A trust anchor: its key is one of the pinned ones, or not."""
 
     def check(vectors: Path) -> None:
-        (certificate,) = x509chain.load_pem_chain((vectors / name).read_bytes(), where=name)
-        spki = dsse.spki_digest(certificate.public_key())
+        (certificate,) = x509.load((vectors / name).read_bytes(), where=name)
+        spki = certificate.spki_digest
         assert ({spki} <= expected) if expected else spki not in DEVICE_ROOTS | RIM_ROOTS
 
     return check

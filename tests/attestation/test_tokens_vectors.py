@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cube_attestation import dsse, x509chain
 from cube_attestation.anchors.nvidia import NRAS_INTERMEDIATE_003, NRAS_ISSUERS
 from cube_attestation.errors import BadInput
 from cube_attestation.tokens import abi
 from cube_attestation.tokens.appraise import TokenPolicy, appraise
 from cube_attestation.tokens.verify import verify
+from cube_attestation.x509 import certificate as certificates
+from cube_attestation.x509 import path
 
 MAA, ITA = "jwt/Azure-Samples_microsoft-azure-attestation", "jwt/intel_trustauthority-client-for-go"
 NRAS = "jwt/NVIDIA_attestation-sdk/unit/sample_attestation_data"
@@ -45,9 +46,9 @@ def ita(
 
     def check(vectors: Path) -> None:
         token = abi.parse((vectors / ITA / name).read_bytes())
-        issuer = x509chain.load_der((vectors / ITA / anchor).read_bytes(), where=anchor)
+        issuer = certificates.parse((vectors / ITA / anchor).read_bytes())
         keys = ita_keys(vectors)
-        for trusted in ({keys[0].spki}, {dsse.spki_digest(issuer.public_key())}):
+        for trusted in ({keys[0].spki}, {issuer.spki_digest}):
             assert [reason.code for reason in verify(token, "ita", keys, trusted, at(now))] == expected
 
     return check
@@ -79,10 +80,10 @@ def certificate(name: str, accepted: bool) -> Check:
     """Intel's test certificates: which of them lead to the issuing CA at 2025."""
 
     def check(vectors: Path) -> None:
-        leaf = x509chain.load_der((vectors / ITA / name).read_bytes(), where=name)
-        ca = x509chain.load_der((vectors / ITA / "ita_validInterCaCertHex.der").read_bytes(), where="CA")
-        anchors = {dsse.spki_digest(ca.public_key())}
-        assert bool(x509chain.verify_chain(leaf, (ca,), anchors, at("2025-01-01")).problem) != accepted
+        leaf = certificates.parse((vectors / ITA / name).read_bytes())
+        ca = certificates.parse((vectors / ITA / "ita_validInterCaCertHex.der").read_bytes())
+        anchors = {ca.spki_digest}
+        assert bool(path.find(leaf, (ca,), anchors, at("2025-01-01")).problem) != accepted
 
     return check
 
@@ -146,18 +147,18 @@ def nras(name: str, iss: str, device: str) -> Check:
 def nras_certificate(vectors: Path) -> None:
     """A signing certificate leads to the pinned intermediate for its two days, and not beside them."""
     folder = vectors / "jwt/openpcc_openpcc"
-    (leaf,) = x509chain.load_pem_chain((folder / "test_nvidia_cert.pem").read_bytes(), where="leaf")
-    issuers = x509chain.load_pem_chain((folder / "trust/nras_root.pem").read_bytes(), where="issuers")
-    first, last = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+    (leaf,) = certificates.load((folder / "test_nvidia_cert.pem").read_bytes(), where="leaf")
+    issuers = certificates.load((folder / "trust/nras_root.pem").read_bytes(), where="issuers")
+    first, last = leaf.not_before, leaf.not_after
     second = timedelta(seconds=1)
     for now, problem in ((first, ""), (last, ""), (first - second, "not_yet_valid"), (last + second, "expired")):
-        assert x509chain.verify_chain(leaf, issuers, {NRAS_INTERMEDIATE_003}, now).problem == problem
+        assert path.find(leaf, issuers, {NRAS_INTERMEDIATE_003}, now).problem == problem
 
 
 def nras_roots(vectors: Path) -> None:
     """The pinned keys are those of the published intermediates."""
     data = (vectors / "jwt/openpcc_openpcc/trust/nras_root.pem").read_bytes()
-    found = [dsse.spki_digest(c.public_key()) for c in x509chain.load_pem_chain(data, where="nras")]
+    found = [c.spki_digest for c in certificates.load(data, where="nras")]
     assert sorted(found) == sorted(NRAS_ISSUERS)
 
 

@@ -47,7 +47,7 @@ def appraise_azure(subject: Subject, policy: AzurePolicy, *, snp: SnpPolicy, tdx
     items = [hardware_item]
     evidence, verified = _verify(subject, policy, hcl, report_data)
     hcl_item, quote_item, ak_item = appraise(verified, policy.rules)
-    log_item, events = tpm_items._logs(subject, verified.evidence)
+    log_item, events = tpm_items.appraise_logs(subject, verified.evidence)
     if verified.evidence is not None:
         reference = Reference({}, ()) if subject.manifest is None else subject.manifest.reference
         quoted = tpm_verify.quoted(verified.evidence, tpm_appraise.BANK)

@@ -15,9 +15,7 @@ from datetime import datetime
 from cube_attestation.x509 import certificate, crl, der, keys, path
 from cube_attestation.x509.certificate import Certificate
 
-_P256 = bytes.fromhex(
-    "3059301306072a8648ce3d020106082a8648ce3d030107034200"
-)  # SubjectPublicKeyInfo up to the point
+_P256 = keys.ec_spki("secp256r1", bytes(65))[:-65]  # a SubjectPublicKeyInfo up to the point
 _ECDSA_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")  # AlgorithmIdentifier
 
 
@@ -75,7 +73,4 @@ def spki_of_point(point: bytes) -> bytes:
 
 
 def _der_signature(raw: bytes) -> bytes:
-    halves = (raw[:32].lstrip(b"\0"), raw[32:].lstrip(b"\0"))
-    return der.encode(
-        der.SEQUENCE, *(der.encode(der.INTEGER, b"\0" + n if not n or n[0] & 0x80 else n) for n in halves)
-    )
+    return der.encode(der.SEQUENCE, der.unsigned(raw[:32]), der.unsigned(raw[32:]))

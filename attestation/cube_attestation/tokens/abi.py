@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from cube_attestation import dsse, jcs, x509chain
+from cube_attestation import dsse, jcs
 from cube_attestation.errors import BadInput
+from cube_attestation.x509 import certificate, keys
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -113,16 +114,14 @@ def load_keys(data: bytes, *, where: str = "keys") -> tuple[Key, ...]:
         entries = value.get("keys", [value]) if isinstance(value, dict) else None
         if not isinstance(entries, list) or len(entries) > MAX_KEYS:
             raise BadInput(f"expected a JWK set of at most {MAX_KEYS} keys", where=where)
-        keys = (_jwk(entry, f"{where}[{i}]") for i, entry in enumerate(entries))
-        return tuple(key for key in keys if key is not None)
+        jwks = (_jwk(entry, f"{where}[{i}]") for i, entry in enumerate(entries))
+        return tuple(key for key in jwks if key is not None)
     if data[:1] == b"\x30":
         found = [_certificate_key("", (data,), where)]
     elif b"-----BEGIN PUBLIC KEY-----" in data:
         found = [_public_key(data, where)]
     else:
-        from cryptography.hazmat.primitives.serialization import Encoding
-
-        chain = tuple(c.public_bytes(Encoding.DER) for c in x509chain.load_pem_chain(data, where=where))
+        chain = tuple(one.der for one in certificate.load(data, where=where))
         found = [_certificate_key("", chain[i:], where) for i in range(len(chain))]
     usable = tuple(key for key in found if key is not None)
     if not usable:
@@ -154,11 +153,12 @@ def _supported(key: object) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey | No
 
 def _certificate_key(kid: str, chain: tuple[bytes, ...], where: str) -> Key | None:
     """The key of ``chain[0]``, None if it is of a kind that no issuer uses."""
-    leaf = x509chain.load_der(chain[0], where=where)
-    key = _supported(leaf.public_key())
-    if key is None:
+    (leaf,) = certificate.load(chain[0], where=where)
+    try:
+        key = _supported(keys.public_key(leaf.spki))
+    except BadInput:
         return None
-    return Key(kid, key, dsse.spki_digest(key), chain, leaf.not_valid_before_utc, leaf.not_valid_after_utc)
+    return None if key is None else Key(kid, key, leaf.spki_digest, chain, leaf.not_before, leaf.not_after)
 
 
 def _jwk(entry: object, where: str) -> Key | None:

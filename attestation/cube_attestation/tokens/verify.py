@@ -11,9 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from cube_attestation import x509chain
 from cube_attestation.errors import BadInput
 from cube_attestation.verdict import Reason
+from cube_attestation.x509 import certificate, path
 
 from . import abi
 
@@ -87,13 +87,13 @@ _ORDER = ("token.signature.invalid", "token.key.expired", "token.key.untrusted")
 def _untrusted(key: abi.Key, trusted: Collection[str], now: datetime) -> Reason | None:
     """Why ``key`` does not count at ``now``: not vouched for, or outside its certificate's validity."""
     if key.spki not in trusted:
-        certificates = tuple(x509chain.load_der(der, where="x5c") for der in key.chain)
+        certificates = tuple(map(certificate.parse, key.chain))
         if not certificates:
             return Reason("token.key.untrusted", f"key {key.spki} is not among the trusted ones")
-        path = x509chain.verify_chain(certificates[0], certificates[1:], trusted, now)
-        if path.problem in ("expired", "not_yet_valid"):
-            return Reason("token.key.expired", path.words)
-        return Reason("token.key.untrusted", path.words) if path.problem else None
+        found = path.find(certificates[0], certificates[1:], trusted, now)
+        if found.problem in ("expired", "not_yet_valid"):
+            return Reason("token.key.expired", found.words)
+        return Reason("token.key.untrusted", found.words) if found.problem else None
     if key.not_before is not None and key.not_after is not None and not key.not_before <= now <= key.not_after:
         words = f"the key's certificate is valid from {key.not_before:%Y-%m-%d} to {key.not_after:%Y-%m-%d}"
         return Reason("token.key.expired", words)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cube_attestation.errors import BadInput
+from cube_attestation.x509 import der, keys
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -130,24 +131,11 @@ def parse_signature(data: bytes) -> Signature:
         raise BadInput(f"hash algorithm 0x{code:04x} is not supported", where="TPMT_SIGNATURE")
     if alg == ALG_ECDSA:
         r, s = reader.sized(66), reader.sized(66)
-        scheme, value = "ecdsa", _der_sequence(_der_integer(r), _der_integer(s))
+        scheme, value = "ecdsa", der.encode(der.SEQUENCE, *(der.unsigned(n) for n in (r, s)))
     else:
         scheme, value = "rsassa" if alg == ALG_RSASSA else "rsapss", reader.sized(512)
     reader.end()
     return Signature(scheme, name, value)
-
-
-def _der_integer(magnitude: bytes) -> bytes:
-    body = magnitude.lstrip(b"\0") or b"\0"
-    if body[0] & 0x80:
-        body = b"\0" + body
-    return b"\x02" + bytes([len(body)]) + body
-
-
-def _der_sequence(*parts: bytes) -> bytes:
-    body = b"".join(parts)
-    length = bytes([len(body)]) if len(body) < 128 else bytes([0x81, len(body)])
-    return b"\x30" + length + body
 
 
 @dataclass(frozen=True)
@@ -175,20 +163,18 @@ class Public:
 
     def key(self) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey:
         """The public key. Raises BadInput if the numbers are no key."""
-        from cryptography.hazmat.primitives.asymmetric import ec, rsa
-
         try:
-            if self.curve:
-                curves: dict[str, ec.EllipticCurve] = {
-                    "secp256r1": ec.SECP256R1(),
-                    "secp384r1": ec.SECP384R1(),
-                    "secp521r1": ec.SECP521R1(),
-                }
-                x, y = int.from_bytes(self.x, "big"), int.from_bytes(self.y, "big")
-                return ec.EllipticCurvePublicNumbers(x, y, curves[self.curve]).public_key()
-            return rsa.RSAPublicNumbers(self.exponent, int.from_bytes(self.modulus, "big")).public_key()
-        except ValueError as error:
-            raise BadInput(f"no valid key: {error}", where="TPMT_PUBLIC") from error
+            return keys.public_key(self.spki())
+        except BadInput as error:
+            raise BadInput(error.what, where="TPMT_PUBLIC") from error
+
+    def spki(self) -> bytes:
+        """The key's DER SubjectPublicKeyInfo."""
+        if not self.curve:
+            return keys.rsa_spki(int.from_bytes(self.modulus, "big"), self.exponent)
+        size = {"secp256r1": 32, "secp384r1": 48, "secp521r1": 66}[self.curve]
+        x, y = (n.lstrip(b"\0").rjust(size, b"\0") for n in (self.x, self.y))  # TPMs may leave out leading zeros
+        return keys.ec_spki(self.curve, b"\x04" + x + y)
 
 
 def parse_public(data: bytes) -> Public:

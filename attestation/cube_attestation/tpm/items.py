@@ -4,17 +4,15 @@
 from __future__ import annotations
 
 import hmac
-from typing import TYPE_CHECKING
 
-from cube_attestation import dsse, jcs, x509chain
+from cube_attestation import jcs
 from cube_attestation.manifest import Reference
 from cube_attestation.subject import Kind, Outcome, Subject, attempt
 from cube_attestation.verdict import Comparison, ItemVerdict, Reason
+from cube_attestation.x509.certificate import Certificate, load, parse
+from cube_attestation.x509.keys import spki_digest
 
 from . import appraise, eventlog, verify
-
-if TYPE_CHECKING:
-    from cryptography import x509
 
 CERTIFICATE, CHAIN = "application/pkix-cert", "application/pem-certificate-chain"
 SOFTWARE_ASSUMPTIONS = ("software.firmware_not_appraised", "software.no_hardware_protection")
@@ -25,7 +23,7 @@ def appraise_tpm(subject: Subject) -> Outcome:
     ek_item, ek = _ek(subject)
     evidence, problem = _quote(subject)
     ak_item = _ak(subject, evidence, ek)
-    log_item, events = _logs(subject, evidence)
+    log_item, events = appraise_logs(subject, evidence)
     quote_item = _appraise_quote(subject, evidence, problem, events)
     anchored = ek_item.authentic and ak_item.authentic and quote_item.authentic
     return Outcome(
@@ -35,23 +33,23 @@ def appraise_tpm(subject: Subject) -> Outcome:
     )
 
 
-def _chain(subject: Subject, label: str) -> tuple[tuple[x509.Certificate, ...], str]:
+def _chain(subject: Subject, label: str) -> tuple[tuple[Certificate, ...], str]:
     data = subject.evidence.get(label) or b""
-    chain, problem = attempt(lambda: x509chain.load_pem_chain(data, where=label))
+    chain, problem = attempt(lambda: load(data, where=label) if data.strip() else ())
     return chain or (), problem
 
 
-def _ek(subject: Subject) -> tuple[ItemVerdict, x509.Certificate | None]:
+def _ek(subject: Subject) -> tuple[ItemVerdict, Certificate | None]:
     item = "ek-certificate"
     data = subject.evidence.get(item)
     if data is None:
         return ItemVerdict(item, forged=(Reason("tpm.ek.missing", "the bundle has no EK certificate"),)), None
-    certificate, problem = attempt(lambda: x509chain.load_der(data, where=item))
+    certificate, problem = attempt(lambda: parse(data))
     issuers, chain_problem = _chain(subject, "ek-chain")
     if certificate is None or chain_problem:
         return ItemVerdict(item, forged=(Reason("tpm.ek.malformed", problem or chain_problem),)), None
     reasons = verify.verify_ek(certificate, issuers, subject.policy.tpm.ek_roots, subject.now)
-    facts: dict[str, jcs.Json] = {"ek_spki": dsse.spki_digest(certificate.public_key())}
+    facts: dict[str, jcs.Json] = {"ek_spki": certificate.spki_digest}
     return ItemVerdict(item, forged=tuple(reasons), facts=facts), certificate
 
 
@@ -69,13 +67,13 @@ def _quote(subject: Subject) -> tuple[verify.QuoteEvidence | None, Reason]:
     return evidence, Reason("tpm.quote.malformed", problem)
 
 
-def _ak(subject: Subject, evidence: verify.QuoteEvidence | None, ek: x509.Certificate | None) -> ItemVerdict:
+def _ak(subject: Subject, evidence: verify.QuoteEvidence | None, ek: Certificate | None) -> ItemVerdict:
     item = "ak-certificate"
     data = subject.evidence.get(item)
     if data is None:
         words = "the bundle has no AK certificate: nothing says that the quoting key lives in that TPM"
         return ItemVerdict(item, forged=(Reason("tpm.ak.missing", words),))
-    certificate, problem = attempt(lambda: x509chain.load_der(data, where=item))
+    certificate, problem = attempt(lambda: parse(data))
     issuers, chain_problem = _chain(subject, "ak-chain")
     if certificate is None or chain_problem:
         return ItemVerdict(item, forged=(Reason("tpm.ak.malformed", problem or chain_problem),))
@@ -83,13 +81,15 @@ def _ak(subject: Subject, evidence: verify.QuoteEvidence | None, ek: x509.Certif
         words = "without a quote and an EK certificate there is nothing that the AK certificate could join"
         return ItemVerdict(item, forged=(Reason("tpm.ak.unbound", words),))
     accepted = subject.policy.tpm.ak_issuers
-    reasons = verify.verify_ak(certificate, issuers, accepted, subject.now, ak=evidence.ak, ek=ek)
     ak = evidence.ak
-    facts: dict[str, jcs.Json] = {"ak_spki": dsse.spki_digest(ak.key()), "ak_name": ak.name().hex()}
+    reasons, problem = attempt(lambda: verify.verify_ak(certificate, issuers, accepted, subject.now, ak=ak, ek=ek))
+    if reasons is None:
+        return ItemVerdict(item, forged=(Reason("tpm.ak.malformed", problem),))
+    facts: dict[str, jcs.Json] = {"ak_spki": spki_digest(ak.spki()), "ak_name": ak.name().hex()}
     return ItemVerdict(item, forged=tuple(reasons), facts=facts)
 
 
-def _logs(
+def appraise_logs(
     subject: Subject, evidence: verify.QuoteEvidence | None
 ) -> tuple[ItemVerdict, list[eventlog.Event] | None]:
     """The logs' item, and their events if the quote vouches for them."""

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from cube_attestation import dsse, jcs, x509chain
+from cube_attestation import jcs
 from cube_attestation.errors import BadInput
 from cube_attestation.fields import PCR_INDEX, Fields
 from cube_attestation.verdict import Reason
+from cube_attestation.x509 import path
+from cube_attestation.x509.certificate import Certificate, attributes
 
 from . import abi
 
 if TYPE_CHECKING:
-    from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 MEDIA_TYPE = "application/vnd.cube.tpm-quote+json"
@@ -129,13 +130,13 @@ def verify_quote(evidence: QuoteEvidence) -> list[Reason]:
 
 
 def verify_ek(
-    certificate: x509.Certificate, issuers: Sequence[x509.Certificate], roots: Collection[str], now: datetime
+    certificate: Certificate, issuers: Sequence[Certificate], roots: Collection[str], now: datetime
 ) -> list[Reason]:
     """What keeps the EK certificate from being one of a TPM whose maker is among ``roots`` (SPKI digests)."""
-    chain = x509chain.verify_chain(certificate, issuers, roots, now)
+    chain = path.find(certificate, issuers, roots, now)
     codes = {
         "untrusted_root": "tpm.ek.untrusted_root",
-        "signature": "tpm.ek.signature_invalid",
+        "signature_invalid": "tpm.ek.signature_invalid",
         "expired": "tpm.ek.expired",
         "not_yet_valid": "tpm.ek.not_yet_valid",
         "constraints": "tpm.ek.constraints",
@@ -145,38 +146,35 @@ def verify_ek(
 
 
 def verify_ak(
-    certificate: x509.Certificate,
-    issuers: Sequence[x509.Certificate],
+    certificate: Certificate,
+    issuers: Sequence[Certificate],
     accepted: Collection[str],
     now: datetime,
     *,
     ak: abi.Public,
-    ek: x509.Certificate,
+    ek: Certificate,
 ) -> list[Reason]:
-    """What keeps the AK certificate from vouching that ``ak`` lives in the TPM of ``ek`` (formats §5)."""
-    from cryptography import x509
-    from cryptography.x509.oid import NameOID
+    """What keeps the AK certificate from vouching that ``ak`` lives in the TPM of ``ek`` (formats §5).
 
-    chain = x509chain.verify_chain(certificate, issuers, accepted, now)
+    Raises BadInput for a malformed extended key usage.
+    """
+    chain = path.find(certificate, issuers, accepted, now)
     codes = {
         "untrusted_root": "tpm.ak.untrusted_issuer",
-        "signature": "tpm.ak.signature_invalid",
+        "signature_invalid": "tpm.ak.signature_invalid",
         "expired": "tpm.ak.expired",
         "not_yet_valid": "tpm.ak.not_yet_valid",
         "constraints": "tpm.ak.constraints",
         "weak": "tpm.ak.weak_key",
     }
     reasons = [Reason(codes[chain.problem], chain.words)] if chain.problem else []
-    if dsse.spki_digest(certificate.public_key()) != dsse.spki_digest(ak.key()):
+    if certificate.spki != ak.spki():
         reasons.append(Reason("tpm.ak.key_mismatch", "the AK certificate is for another key than the quote's"))
-    usages: list[str] = []
-    for extension in certificate.extensions:
-        if isinstance(extension.value, x509.ExtendedKeyUsage):
-            usages += [usage.dotted_string for usage in extension.value]
-    if usages != [AK_CERTIFICATE_EKU]:
+    usages = certificate.extended_key_usage() or ()
+    if usages != (AK_CERTIFICATE_EKU,):
         words = f"extended key usage {', '.join(usages) or 'none'}, expected {AK_CERTIFICATE_EKU} alone"
         reasons.append(Reason("tpm.ak.usage", words))
-    vouched = [a.value for a in certificate.subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER)]
-    if vouched != [dsse.spki_digest(ek.public_key()).removeprefix("sha256:")]:
+    vouched = [value for kind, value in attributes(certificate.subject) if kind == "serialNumber"]
+    if vouched != [ek.spki_digest.removeprefix("sha256:")]:
         reasons.append(Reason("tpm.ak.other_ek", "the AK certificate names another TPM than the EK certificate's"))
     return reasons

@@ -173,6 +173,12 @@ def dotted(value: bytes) -> str:
     return ".".join(map(str, (top, first - 40 * top, *rest)))
 
 
+def unsigned(magnitude: bytes) -> bytes:
+    """An INTEGER of a big-endian number that is not negative."""
+    body = magnitude.lstrip(b"\0") or b"\0"
+    return encode(INTEGER, b"\0" + body if body[0] & 0x80 else body)
+
+
 def encode(tag: int, *contents: bytes) -> bytes:
     """One element."""
     body = b"".join(contents)

@@ -98,7 +98,7 @@ def find(
             if tries[0] < 0:
                 break
             if not signed(child, issuer):
-                failed.append(Path(path, "signature_invalid", f"{child.name} is not signed by {issuer.name}"))
+                failed.append(Path(path, *_why_unsigned(child, issuer)))
                 continue
             found = walk((*path, issuer))
             if found is not None:
@@ -114,6 +114,14 @@ def find(
 def signed(child: Certificate, issuer: Certificate) -> bool:
     """Whether ``issuer``'s key made ``child``'s signature."""
     return keys.verify(issuer.spki, child.algorithm, child.tbs, child.signature)
+
+
+def _why_unsigned(child: Certificate, issuer: Certificate) -> tuple[str, str]:
+    try:
+        keys.public_key(issuer.spki)
+    except BadInput as error:
+        return "weak", f"{issuer.name}: {error}"
+    return "signature_invalid", f"{child.name} is not signed by {issuer.name}"
 
 
 def _may_issue(child: Certificate, issuer: Certificate) -> bool:

@@ -68,7 +68,7 @@ def test_other_attestations_are_refused(offset: int, value: bytes) -> None:
 
 def test_a_point_off_the_curve_is_no_key() -> None:
     public = abi.parse_public(PUBLIC[:-1] + bytes([PUBLIC[-1] ^ 1]))
-    with pytest.raises(BadInput, match="no valid key"):
+    with pytest.raises(BadInput, match="no public key"):
         public.key()
 
 
