@@ -25,11 +25,11 @@ from cube_attestation.launch import LaunchDocument, Model
 from . import control, disks, envoy, evidence, metrics
 from .clock import Clock
 from .control import Boot, State
-from .envoy_files import ROUTES_FILE, SECRET_FILE, TOKEN_FILE, EnvoyFiles, NotInForce
+from .envoy_files import SECRET_FILE, EnvoyFiles, NotInForce
 from .evidence import Collector, TpmQueue
 from .http import Handler, HttpError, Request, Response, json_response, serve_connection
 from .log import log
-from .models import Models
+from .models import OLLAMA_SOCKET, VLLM_RUN, Models
 from .notify import notify
 from .tls import TlsKey
 from .tpm import LAUNCH_PCR, Tpm, TpmError
@@ -52,7 +52,8 @@ class Settings:
     run: Path = Path("/run/cube")
     models_run: Path = Path("/run/cube-models")
     admin_socket: Path = Path("/run/envoy/admin.sock")
-    backend_socket: Path = Path("/run/cube-ollama/adapter.sock")
+    backend_socket: Path = OLLAMA_SOCKET
+    vllm_run: Path = VLLM_RUN
     group: str = "envoy"
     firmware_log: Path = evidence.FIRMWARE_LOG
     systemd_log: Path = evidence.SYSTEMD_LOG
@@ -76,7 +77,7 @@ class Agent:
         self._boot = _boot(self._launch, self._tls.spki)
         self._state = State()
         self._created = int(Clock.read().wall)
-        self._shown: envoy.View | None = None
+        self._salt = secrets.token_bytes(32)
         self._refresh()
         self._write_certificate(self._tls.self_signed(self._launch.hostnames, datetime.now(UTC)))
         self._models = Models(self._launch.models, settings.models_run, settings.open_volume)
@@ -115,7 +116,7 @@ class Agent:
         log(f"agent up, boot {self._boot.id}, tls {self._boot.tls_spki}")
         async with server:
             await asyncio.gather(
-                self._models.try_all(self._settings.backend_socket),
+                self._models.try_all(self._settings.backend_socket, self._settings.vllm_run),
                 self._watch(),
                 self._watch_envoy(),
                 self._broken,
@@ -169,16 +170,15 @@ class Agent:
             failed=self._models.failed() if serving else frozenset(),
             max_body_bytes=self._launch.max_body_bytes,
             created=self._created,
+            models=self._launch.models,
+            salt=self._salt,
+            ollama_socket=str(self._settings.backend_socket),
+            vllm_run=str(self._settings.vllm_run),
         )
 
     def _refresh(self) -> None:
-        """Bring Envoy's routes in line with the state at this moment."""
-        view = self._view()
-        if view == self._shown:
-            return
-        self._files.write(ROUTES_FILE, envoy.routes(view))
-        self._files.write(TOKEN_FILE, envoy.token_check(view))
-        self._shown = view
+        """Bring what Envoy serves in line with the state at this moment."""
+        self._files.show(self._view())
 
     def _write_certificate(self, chain: str) -> None:
         self._files.write(SECRET_FILE, envoy.secret(self._tls.private_pem(), chain))

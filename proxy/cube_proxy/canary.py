@@ -38,7 +38,8 @@ async def ask(socket: Path, model: str, timeout_seconds: float) -> str:
         async with asyncio.timeout(timeout_seconds):
             reader, writer = await asyncio.open_unix_connection(socket)
             try:
-                writer.write(encode_request("POST", "/v1/chat/completions", body, {"x-cube-model": model}))
+                said = {"x-cube-model": model, "x-cube-models": f"{model}={model}"}
+                writer.write(encode_request("POST", "/v1/chat/completions", body, said))
                 await writer.drain()
                 return await _read_answer(reader)
             finally:

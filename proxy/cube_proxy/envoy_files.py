@@ -10,19 +10,24 @@ import os
 import re
 from pathlib import Path
 
-from .envoy import Config
+from . import envoy, envoy_admin
+from .rules import Config
 
 APPLY_SECONDS = 30.0
 _POLL_SECONDS = 0.01
-_ADMIN_SECONDS = 10.0
 
 SECRET_FILE = "sds/tls.json"  # noqa: S105 - a path
-ROUTES_FILE = "rds/service.json"
+CLUSTERS_FILE = "cds/clusters.json"
 TOKEN_FILE = "ecds/token.json"  # noqa: S105 - a path
+LIMITS_FILE = "ecds/limits.json"
+ROUTES_FILE = "rds/service.json"
+_EXTENSION = "extension_config_discovery.http_filter."
 _STATISTICS = {
     SECRET_FILE: "sds.tls.version_text",
+    CLUSTERS_FILE: "cluster_manager.cds.version_text",
+    TOKEN_FILE: f"{_EXTENSION}cube.jwt.version_text",
+    LIMITS_FILE: f"{_EXTENSION}cube.limits.version_text",
     ROUTES_FILE: "http.service.rds.service.version_text",
-    TOKEN_FILE: "extension_config_discovery.http_filter.cube.jwt.version_text",
 }
 _VERSION = re.compile(r'^([\w.]+\.version_text): "([0-9a-f]*)"$', re.MULTILINE)
 
@@ -39,6 +44,17 @@ class EnvoyFiles:
         self._admin = admin_socket
         self._group = group
         self._versions: dict[str, str] = {}
+        self._shown: envoy.View | None = None
+
+    def show(self, view: envoy.View) -> None:
+        """Write all that follows from ``view``, in the order in which Envoy must know it: routes last."""
+        if view == self._shown:
+            return
+        self.write(CLUSTERS_FILE, envoy.clusters(view, self._shown))
+        self.write(TOKEN_FILE, envoy.token_check(view))
+        self.write(LIMITS_FILE, envoy.limits(view))
+        self.write(ROUTES_FILE, envoy.routes(view))
+        self._shown = view
 
     def write(self, name: str, value: Config) -> None:
         """Replace ``name`` by ``value`` with a version that follows from its content."""
@@ -68,19 +84,8 @@ class EnvoyFiles:
             raise NotInForce(f"Envoy did not take its configuration within {seconds:.0f} s") from error
 
     async def _ask(self) -> dict[str, str]:
-        try:
-            reader, writer = await asyncio.open_unix_connection(self._admin)
-        except OSError:
-            return {}  # Envoy is starting, and will start with the files as they are
-        try:
-            writer.write(b"GET /stats?filter=version_text HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
-            async with asyncio.timeout(_ADMIN_SECONDS):
-                answer = await reader.read()
-        except (TimeoutError, ConnectionError):
-            return {}
-        finally:
-            writer.close()
-        return parse_versions(answer.decode("latin-1").replace("\r", ""))
+        answer = await envoy_admin.ask(self._admin, "/stats?filter=version_text")
+        return parse_versions(answer.text) if answer else {}  # Envoy is starting, with the files as they are
 
 
 def parse_versions(statistics: str) -> dict[str, str]:

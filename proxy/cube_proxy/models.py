@@ -15,6 +15,8 @@ from . import canary, ollama_store
 from .disks import DiskError
 from .log import log
 
+OLLAMA_SOCKET = Path("/run/cube-ollama/adapter.sock")
+VLLM_RUN = Path("/run/cube-vllm")
 CANARY_RETRY_SECONDS = 0.25
 CANARY_TIMEOUT_SECONDS = 300.0
 
@@ -22,7 +24,11 @@ Opener = Callable[[str, Model, Path], None]
 
 
 def volume_name(model: Model) -> str:
-    """The device-mapper name of a model's volume: two names of one root share it."""
+    """The device-mapper name of a model's volume: two names of one root share it.
+
+    A vLLM process is for one volume and has its socket as ``<volume's name>.sock`` in a folder of its own; it
+    serves every name that the launch document has for that volume.
+    """
     return f"cube-{model.root[:16]}"
 
 
@@ -50,7 +56,7 @@ class Models:
         }
 
     def open_all(self) -> None:
-        """Open every volume and tell Ollama's store of it. Blocking. A model that does not open has failed."""
+        """Open every volume and tell Ollama's store of its models. Blocking. What does not open has failed."""
         opened: set[str] = set()
         for name, model in self._models.items():
             place = self._run / "volumes" / model.root
@@ -58,8 +64,9 @@ class Models:
                 if model.root not in opened:
                     self._open(volume_name(model), model, place)
                     opened.add(model.root)
-                gguf = place / model.file
-                ollama_store.add(self._run / "ollama", name, gguf, ollama_store.read_sidecar(gguf))
+                if model.backend == "ollama":
+                    gguf = place / model.file
+                    ollama_store.add(self._run / "ollama", name, gguf, ollama_store.read_sidecar(gguf))
                 self.states[name] = "opened"
             except (DiskError, BadInput, OSError) as error:
                 self._fail(name, str(error))
@@ -75,9 +82,21 @@ class Models:
         self.states[name] = "failed"
         log(f"model {name} failed: {why}")
 
-    async def try_all(self, socket: Path) -> None:
-        """Run the canary once on each opened volume, as soon as its backend answers: its names share the runner."""
-        for volume in sorted(self.volumes()):
+    async def try_all(self, ollama: Path, vllm: Path = VLLM_RUN) -> None:
+        """Run the canary once on each opened volume, as soon as its backend answers: its names share the runner.
+
+        ``ollama``: the adapter's socket; its models one by one, as they share a process. ``vllm``: folder of the
+        sockets of its processes.
+        """
+        backends = {volume_name(model): model.backend for model in self._models.values()}
+        opened = sorted(self.volumes())
+        await asyncio.gather(
+            self._try_each([volume for volume in opened if backends[volume] == "ollama"], ollama),
+            *(self._try(volume, vllm / f"{volume}.sock") for volume in opened if backends[volume] == "vllm"),
+        )
+
+    async def _try_each(self, volumes: list[str], socket: Path) -> None:
+        for volume in volumes:
             await self._try(volume, socket)
 
     async def _try(self, volume: str, socket: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cube_attestation import domains
 from cube_attestation.domains import TokenKey, thumbprint
 
 from cube_stacks.keys import SigningKey
@@ -20,7 +21,8 @@ from cube_stacks.state import read_record, state_folder, write_record
 
 PREFIX = "pat_"
 TYPE = "cube-pat+jwt"
-SCOPES = ("llm_read", "llm_chat_completions")
+SCOPES = domains.SCOPES
+INFERENCE = tuple(scope for scope in SCOPES if scope.startswith("llm_"))  # what a token is for unless said otherwise
 MAXIMUM_LIFE = timedelta(days=365)
 _JTI = re.compile(r"[A-Za-z0-9_-]{8,64}")
 

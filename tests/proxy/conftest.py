@@ -23,15 +23,64 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cube_attestation import domains
+from cube_attestation.launch import Model
 from cube_proxy import envoy
-from cube_proxy.envoy_files import ROUTES_FILE, SECRET_FILE, TOKEN_FILE, EnvoyFiles
+from cube_proxy.envoy_files import SECRET_FILE, EnvoyFiles
 from cube_proxy.tls import TlsKey
 from cube_templates import render
 from joserfc import jwt
-from joserfc.jwk import ECKey
+from joserfc.jwk import ECKey, RSAKey
 
 ENVIRONMENT = "local"
+OLLAMA = {
+    name: Model("ollama", digit * 64, 4096, 8192, "m", "model.gguf")
+    for name, digit in (("smollm2", "a"), ("tiny", "b"), ("other", "c"), ("ns/model:tag-1.0", "d"))
+}
+VLLM = {
+    name: Model("vllm", digit * 64, 4096, 8192, "m", "model")
+    for name, digit in (("large", "e"), ("secret-large", "f"))
+}
 QUESTION = {"model": "smollm2", "messages": [{"role": "user", "content": "Hello"}]}
+
+
+@dataclass
+class LoginService:
+    """An OIDC issuer with its keys, private halves included."""
+
+    issuer: str
+    audience: str = "cube"
+    claims: dict[str, str] = field(default_factory=dict)
+    keys: list[ECKey | RSAKey] = field(default_factory=lambda: [ECKey.generate_key("P-256")])
+
+    def body(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"issuer": self.issuer, "audiences": [self.audience]}
+        found["keys"] = [self._public(key) for key in self.keys]
+        return {**found, "claims": self.claims} if self.claims else found
+
+    def _public(self, key: ECKey | RSAKey) -> dict[str, Any]:
+        jwk: dict[str, Any] = dict(key.as_dict(private=False))
+        return {**jwk, "kid": key.thumbprint(), "alg": self._algorithm(key), "use": "sig"}
+
+    @staticmethod
+    def _algorithm(key: ECKey | RSAKey) -> str:
+        return "ES256" if isinstance(key, ECKey) else "RS256"
+
+    def token(self, *, header: Mapping[str, object] | None = None, **changes: object) -> str:
+        """A good access token for a person, but for ``changes`` (None removes a claim) and ``header``."""
+        now = int(time.time())
+        claims: dict[str, object] = {
+            "iss": self.issuer,
+            "aud": self.audience,
+            "sub": "a-person",
+            "scope": "openid llm_read llm_chat_completions",
+            "iat": now,
+            "exp": now + 3600,
+            "jti": uuid.uuid4().hex,
+        }
+        claims = {name: value for name, value in {**claims, **changes}.items() if value is not None}
+        key = self.keys[-1]
+        headers = {"alg": self._algorithm(key), "kid": key.thumbprint(), "typ": "JWT", **(header or {})}
+        return jwt.encode(headers, claims, key)
 
 
 @dataclass
@@ -43,6 +92,8 @@ class Tenant:
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
     revoked: list[str] = field(default_factory=list)
     key: ECKey = field(default_factory=lambda: ECKey.generate_key("P-256"))
+    issuers: list[LoginService] = field(default_factory=list)
+    limits: dict[str, int] = field(default_factory=dict)
 
     @property
     def kid(self) -> str:
@@ -54,7 +105,10 @@ class Tenant:
 
     def body(self) -> dict[str, Any]:
         tokens = {"keys": [self.public()], "revoked": self.revoked}
-        return {"id": self.id, "name": self.name, "models": list(self.models), "tokens": tokens}
+        found: dict[str, Any] = {"id": self.id, "name": self.name, "models": list(self.models), "tokens": tokens}
+        if self.issuers:
+            found["issuers"] = [issuer.body() for issuer in self.issuers]
+        return {**found, "limits": self.limits} if self.limits else found
 
     def token(self, *, header: Mapping[str, object] | None = None, **changes: object) -> str:
         """A good token of this domain, but for ``changes`` (None removes a claim) and ``header``."""
@@ -226,7 +280,7 @@ class EnvoyProcess:
         tls = TlsKey.generate()
         certificate = tls.self_signed(["localhost"], datetime.now(UTC))
         self.files.write(SECRET_FILE, envoy.secret(tls.private_pem(), certificate))
-        self._write(envoy.View(ENVIRONMENT, None, frozenset(), 1 << 20, 1))
+        self.files.show(self.view(None))
         return certificate
 
     async def _up(self) -> None:
@@ -241,9 +295,23 @@ class EnvoyProcess:
                     writer.close()
                     return
 
-    def _write(self, view: envoy.View) -> None:
-        self.files.write(ROUTES_FILE, envoy.routes(view))
-        self.files.write(TOKEN_FILE, envoy.token_check(view))
+    def view(
+        self,
+        found: domains.DomainSet | None,
+        failed: frozenset[str] = frozenset(),
+        max_body_bytes: int = 1 << 20,
+    ) -> envoy.View:
+        return envoy.View(
+            ENVIRONMENT,
+            found,
+            failed,
+            max_body_bytes,
+            1,
+            models={**OLLAMA, **VLLM},
+            salt=b"salt of this boot",
+            ollama_socket=str(self.run / "backend.sock"),
+            vllm_run=str(self.run),
+        )
 
     def apply(
         self,
@@ -252,7 +320,7 @@ class EnvoyProcess:
         failed: frozenset[str] = frozenset(),
         max_body_bytes: int = 1 << 20,
     ) -> None:
-        self._write(envoy.View(ENVIRONMENT, found, failed, max_body_bytes, 1))
+        self.files.show(self.view(found, failed, max_body_bytes))
         asyncio.run(self.files.in_force())
 
     def connection(self, port: int | None = None) -> HTTPConnection:
@@ -324,6 +392,11 @@ def control_key() -> ec.EllipticCurvePrivateKey:
 @pytest.fixture(scope="session")
 def make_tenant() -> Callable[..., Tenant]:
     return Tenant
+
+
+@pytest.fixture(scope="session")
+def make_issuer() -> Callable[..., LoginService]:
+    return LoginService
 
 
 @pytest.fixture(scope="session")

@@ -12,55 +12,98 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cube_proxy import envoy
+from cube_attestation import domains
+from cube_attestation.launch import Model
+from cube_proxy import envoy, rules
 from cube_proxy.envoy_files import parse_versions
 from cube_templates import render
 
 TEMPLATES = Path(str(files("cube_templates"))) / "templates"
 
 
+MODELS = {
+    name: Model(backend, digit * 64, 4096, 8192, "m", "file")
+    for name, backend, digit in (
+        ("smollm2", "ollama", "a"),
+        ("ns/model:tag-1.0", "ollama", "b"),
+        ("other", "ollama", "c"),
+        ("large", "vllm", "d"),
+    )
+}
+
+
 def view(found: Any, *, failed: frozenset[str] = frozenset()) -> envoy.View:
-    return envoy.View("local", found, failed, 1 << 20, 1)
+    return envoy.View("local", found, failed, 1 << 20, 1, MODELS, b"salt")
 
 
 @pytest.fixture
-def cases(make_tenant: Callable[..., Any], make_set: Callable[..., Any]) -> dict[str, envoy.View]:
+def cases(
+    make_tenant: Callable[..., Any], make_set: Callable[..., Any], make_issuer: Callable[..., Any]
+) -> dict[str, envoy.View]:
     plain = make_tenant("acme", ("smollm2", "ns/model:tag-1.0"))
     revoked = make_tenant("beta", ("other",), revoked=["one", "two"])
     keyless = make_tenant("gamma", ())
     without = keyless.body()
     without["tokens"]["keys"] = []
-    from cube_attestation import domains
-
+    login = make_issuer("https://login.example/acme")
+    limited = {"max_body_bytes": 2048, "requests_per_minute": 7, "concurrent_requests": 3}
+    full = make_tenant(
+        "delta", ("mine=large", "large", "chat=smollm2"), issuers=[login], limits=limited, revoked=["x"]
+    )
+    only_oidc = {**without, "models": ["large"], "issuers": [login.body()]}
+    many = make_tenant("many", tuple(f"a-rather-long-name-of-a-model-{i}=smollm2" for i in range(64)))
     return {
         "nothing": view(None),
         "no domain": view(make_set()),
         "two": view(make_set(plain, revoked)),
         "failed": view(make_set(plain, revoked), failed=frozenset({"smollm2", "other"})),
         "keyless and modelless": view(domains.parse({"domains": [without]})),
+        "everything": view(make_set(full, many), failed=frozenset({"smollm2"})),
+        "an issuer only": view(domains.parse({"domains": [only_oidc]})),
     }
+
+
+def manager_of(bootstrap: dict[str, Any], port: int = 0) -> dict[str, Any]:
+    chain = bootstrap["static_resources"]["listeners"][port]["filter_chains"][0]
+    found: dict[str, Any] = chain["filters"][0]["typed_config"]
+    return found
 
 
 def test_envoy_accepts_every_configuration(tmp_path: Path, cases: dict[str, envoy.View]) -> None:
     """As static parts of the bootstrap: --mode validate does not read watched files."""
     for name, case in cases.items():
         bootstrap = json.loads(render("envoy/bootstrap.json", {"run": str(tmp_path)}))
-        for kind in ("sds", "rds", "ecds"):
-            (tmp_path / "envoy" / kind).mkdir(parents=True, exist_ok=True)
-        manager = bootstrap["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+        manager = manager_of(bootstrap)
         del manager["rds"]
         manager["route_config"] = envoy.routes(case)["resources"][0]  # type: ignore[index]
         del manager["route_config"]["@type"]
-        check = envoy.token_check(case)["resources"][0]  # type: ignore[index]
-        assert manager["http_filters"][0]["name"] == check["name"]
-        manager["http_filters"][0] = {"name": check["name"], "typed_config": check["typed_config"]}
-        for file in ("sds/tls.json", "rds/service.json", "ecds/token.json"):
-            (tmp_path / "envoy" / file).write_text('{"resources":[]}')
+        for value in (envoy.token_check(case), envoy.limits(case)):
+            extension = value["resources"][0]  # type: ignore[index]
+            (place,) = (i for i, f in enumerate(manager["http_filters"]) if f["name"] == extension["name"])
+            manager["http_filters"][place] = {key: extension[key] for key in ("name", "typed_config")}
+        del bootstrap["dynamic_resources"]
+        for cluster in envoy.clusters(case)["resources"]:  # type: ignore[attr-defined]
+            del cluster["@type"]
+            bootstrap["static_resources"]["clusters"].append(cluster)
+        (tmp_path / "envoy/sds").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "envoy/sds/tls.json").write_text('{"resources":[]}')
         path = tmp_path / "bootstrap.json"
         path.write_text(json.dumps(bootstrap))
         command = ["envoy", "--mode", "validate", "-c", str(path), "-l", "error"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, (name, done.stderr)
+
+
+def test_clusters_of_the_routes_in_force_stay_until_the_next_change(cases: dict[str, envoy.View]) -> None:
+    def names(*views: envoy.View) -> set[str]:
+        return {cluster["name"] for cluster in envoy.clusters(*views)["resources"]}  # type: ignore[attr-defined]
+
+    limited, plain = cases["everything"], cases["two"]
+    (id, _) = (domain.id for domain in limited.served())
+    vllm = "cube-" + "d" * 16
+    assert names(plain) == {vllm}
+    assert names(limited) == {vllm, f"{vllm}/{id}", f"ollama/{id}"}
+    assert names(plain, limited) == names(limited)
 
 
 def test_the_image_starts_with_what_we_generate_for_no_lease() -> None:
@@ -69,19 +112,21 @@ def test_the_image_starts_with_what_we_generate_for_no_lease() -> None:
     nothing = envoy.View("", None, frozenset(), 1, 1)
     assert json.loads(first["/run/cube/envoy/rds/service.json"]) == envoy.routes(nothing)
     assert json.loads(first["/run/cube/envoy/ecds/token.json"]) == envoy.token_check(nothing)
+    assert json.loads(first["/run/cube/envoy/ecds/limits.json"]) == envoy.limits(nothing)
+    assert json.loads(first["/run/cube/envoy/cds/clusters.json"]) == envoy.clusters(nothing)
     assert json.loads(first["/run/cube/envoy/sds/tls.json"]) == {"resources": []}
 
 
 def test_the_bootstrap_knows_every_variant_of_model_and_every_refusal() -> None:
     text = render("envoy/bootstrap.json", {})
     bootstrap = json.loads(text)
-    manager = bootstrap["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-    body = next(f for f in manager["http_filters"] if f["name"] == envoy.BODY_METADATA)
-    rules = body["typed_config"]["request_rules"]["rules"]
-    names = [rule["selectors"][0]["key"] for rule in rules]
+    manager = manager_of(bootstrap)
+    body = next(f for f in manager["http_filters"] if f["name"] == rules.BODY_METADATA)
+    selected = body["typed_config"]["request_rules"]["rules"]
+    names = [rule["selectors"][0]["key"] for rule in selected]
     variants = {"".join(letters) for letters in itertools.product(*((c, c.upper()) for c in "model"))}
-    assert set(names) == variants
-    assert len(names) == len(variants)
+    assert set(names) == variants | {"name", "cache_salt"}
+    assert len(names) == len(variants) + 2
 
 
 def test_each_policy_has_its_answer(cases: dict[str, envoy.View]) -> None:
@@ -99,9 +144,31 @@ def test_each_policy_has_its_answer(cases: dict[str, envoy.View]) -> None:
 
     for case in cases.values():
         collect(envoy.routes(case))
-    assert len(policies) == 11
+    assert len(policies) == 9
+    collect(json.loads(bootstrap))
+    assert len(policies) == 14
     for policy in policies:
         assert f"rbac_access_denied_matched_policy[{policy}]" in bootstrap
+
+
+def test_every_call_needs_one_scope_that_a_token_can_have() -> None:
+    """The allow-list's regular expressions and the scopes' conditions are of one table; here they are compared."""
+    manager = manager_of(json.loads(render("envoy/bootstrap.json", {})))
+    filters = {entry["name"]: entry.get("typed_config", {}) for entry in manager["http_filters"]}
+    policies = filters[envoy.PATH_FILTER]["rules"]["policies"]
+    rule = policies["1.path"]["permissions"][0]["not_rule"]["header"]["string_match"]["safe_regex"]["regex"]
+    paths = rule.partition("36}/(?:")[2].removesuffix(")").replace("(?:/[A-Za-z0-9][A-Za-z0-9._:/-]*)?", "")
+    scopes: dict[str, list[str]] = {}
+    for permission in filters[envoy.SCOPE_FILTER]["rules"]["policies"]["6.scope"]["permissions"]:
+        where, lacks = permission["and_rules"]["rules"]
+        token = lacks["not_rule"]["or_rules"]["rules"][0]["sourced_metadata"]["metadata_matcher"]["value"]
+        scope = token["list_match"]["one_of"]["string_match"]["exact"]
+        for matcher in where["or_rules"]["rules"]:
+            match = matcher["header"]["string_match"]
+            scopes.setdefault(next(iter(match.values())).removeprefix("/"), []).append(scope)
+    assert set(scopes) == set(paths.split("|"))
+    assert all(len(found) == 1 for found in scopes.values())
+    assert {found for (found,) in scopes.values()} <= set(domains.SCOPES)
 
 
 def test_the_management_listener_has_only_our_paths() -> None:

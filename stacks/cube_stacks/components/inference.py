@@ -7,6 +7,7 @@ routed to a machine that did not pass, and no `depends_on` can be forgotten.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pulumi
@@ -136,15 +137,6 @@ def tenants(configuration: Configuration) -> list[dict[str, Any]]:
     found = []
     for domain in configuration.domains:
         own = domain.keys or (tokens.token_key(keys.open_key(keys.domain_key(environment, domain.name))),)
-        found.append(
-            {
-                "id": domain.id,
-                "name": domain.name,
-                "models": list(domain.models),
-                "tokens": {
-                    "keys": [key.to_json() for key in own],
-                    "revoked": sorted({*domain.revoked, *tokens.revoked(environment, domain.name)}),
-                },
-            }
-        )
+        revoked = sorted({*domain.revoked, *tokens.revoked(environment, domain.name)})
+        found.append(replace(domain, keys=own, revoked=tuple(revoked)).to_json())
     return found

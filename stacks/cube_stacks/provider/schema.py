@@ -54,8 +54,10 @@ TYPES: Final[Mapping[str, Mapping[str, Property]]] = {
     "Domain": {
         "id": Property("string", "UUID."),
         "name": Property("string", "Name in the path of its endpoints."),
-        "models": Property("[string]", "Models of the launch document that it may use."),
+        "models": Property("[string]", "Models that it may use: MODEL, or NAME=MODEL for a name of its own."),
         "tokens": Property("DomainTokens", "Who may sign its tokens, and which are revoked."),
+        "issuers": _optional("[any]", "OIDC issuers whose JWTs count: issuer, audiences, keys (JWKs), claims."),
+        "limits": _optional("{integer}", "max_body_bytes, requests_per_minute, concurrent_requests."),
     },
     "DomainTokens": {
         "keys": Property("[any]", "Public JWKs (EC P-256, with kid)."),
