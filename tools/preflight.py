@@ -63,6 +63,7 @@ def install(say: Callable[[str], None], also: Iterable[str] = ()) -> None:
 def problems(environment: str, listen: str) -> Iterator[str]:
     """What would stop the environment later, in a line each: a port in use, a full disk, a wrong passphrase."""
     for finding in (
+        doctor.namespaces(os.geteuid()),
         doctor.port(environment, listen),
         doctor.disk("cache", cache_folder(), doctor.NEEDED_CACHE),
         doctor.disk("state", state_folder(environment), doctor.NEEDED_STATE),

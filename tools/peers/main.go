@@ -30,6 +30,7 @@ import (
 	sevvalidate "github.com/google/go-sev-guest/validate"
 	sevverify "github.com/google/go-sev-guest/verify"
 	sevtrust "github.com/google/go-sev-guest/verify/trust"
+	tdxvalidate "github.com/google/go-tdx-guest/validate"
 	tdxverify "github.com/google/go-tdx-guest/verify"
 	"github.com/google/logger"
 )
@@ -156,7 +157,10 @@ func verifyTdx(asked *request) error {
 		}
 		options.GetCollateral, options.CheckRevocations, options.Getter = true, true, asked.Collateral
 	}
-	return tdxverify.RawTdxQuote(asked.Quote, options)
+	if err := tdxverify.RawTdxQuote(asked.Quote, options); err != nil {
+		return err
+	}
+	return tdxvalidate.RawTdxQuote(asked.Quote, &tdxvalidate.Options{}) // XFAM and attributes; no operator's choice
 }
 
 func judge(asked *request) (err error) {

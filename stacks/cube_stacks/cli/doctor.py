@@ -81,6 +81,7 @@ def examine(environment: str, listen: str) -> Iterator[Finding]:
     yield python(sys.version_info[:3])
     yield packages(missing_packages(_path()))
     yield root(os.geteuid(), shutil.which("sudo"), missing_packages(_path()))
+    yield namespaces(os.geteuid())
     yield port(environment, listen)
     yield disk("cache", cache_folder(), NEEDED_CACHE)
     yield disk("state", state_folder(environment), NEEDED_STATE)
@@ -121,6 +122,21 @@ def root(uid: int, sudo: str | None, missing: list[str]) -> Finding:
     level: Level = "bad" if missing else "note"
     words = "neither root nor sudo: packages can't be installed, images can't be built"
     return Finding("root", level, words, "run as root, or install sudo")
+
+
+def namespaces(uid: int) -> Finding:
+    """Whether the sandbox of image builds can be made: root mounts by itself, others need a user namespace."""
+    if uid == 0:
+        return Finding("sandbox", "ok", "root needs no user namespace")
+    try:
+        done = subprocess.run(["unshare", "--user", "true"], capture_output=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("sandbox", "bad", f"unshare can't be run: {error}", "install util-linux")
+    if done.returncode:
+        words = "users of this host may not make user namespaces, and image builds run in one"
+        todo = "run as root, or allow them (sysctl kernel.unprivileged_userns_clone, or AppArmor's restriction)"
+        return Finding("sandbox", "bad", words, todo)
+    return Finding("sandbox", "ok", "users may make user namespaces")
 
 
 def port(environment: str, listen: str) -> Finding:

@@ -49,6 +49,19 @@ def test_old_python_and_no_root() -> None:
     assert doctor.root(1000, None, []).level == "note"
 
 
+@pytest.mark.parametrize(("status", "level"), [(0, "ok"), (1, "bad")])
+def test_users_need_user_namespaces_and_root_does_not(
+    status: int, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "unshare").write_text(f"#!/bin/sh\nexit {status}\n")
+    (tmp_path / "unshare").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor.namespaces(1000).level == level
+    assert doctor.namespaces(0).level == "ok"
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert "unshare can't be run" in doctor.namespaces(1000).words
+
+
 def test_a_port_in_use_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
