@@ -32,6 +32,7 @@ MAX_ANSWER = 64 << 20
 MAX_ADDRESS = 300  # a host name has 253 at most
 DEFAULT_PORT = 8444
 _RETRIED = (429, 502, 503, 504)
+_RIGHT_PORT = f"is this the machine's management port (usually {DEFAULT_PORT})?"
 
 # Opens a TCP connection to (host, port) within the given seconds; the default is a direct one.
 Dial = Callable[[tuple[str, int], float], socket.socket]
@@ -197,7 +198,15 @@ class _Refused(Unreachable):
     """An answer with another status than 200; ``value`` is its JSON, or None."""
 
     def __init__(self, where: str, status: int, value: jcs.Json, retry_after: float) -> None:
-        super().__init__(f"answered {status}: {_message(value)}", where=where, status=status)
+        words, todo = f"answered {status}: {_message(value)}", ""
+        if 300 <= status < 400:
+            words, todo = (
+                f"answered {status}: a redirect, which is never followed",
+                "give the machine's own address",
+            )
+        elif status in (404, 405):
+            todo = _RIGHT_PORT
+        super().__init__(words, where=where, status=status, todo=todo)
         self.value = value
         self.retry_after = retry_after
 
@@ -287,12 +296,18 @@ def _once(
         except (OSError, http.client.HTTPException) as error:
             if expired.is_set() or isinstance(error, TimeoutError):
                 raise Unreachable("no answer in time", where=where, todo="is the machine up?") from error
+            if isinstance(error, ssl.SSLError) and error.reason:
+                words = f"TLS 1.3 failed: {error.reason.replace('_', ' ').lower()}"
+                raise Unreachable(words, where=where, todo=_RIGHT_PORT) from error
             raise Unreachable(f"the connection broke: {str(error) or type(error).__name__}", where=where) from error
     certificate, status, retry_after, content = answer
     if len(content) > MAX_ANSWER:
         raise BadInput(f"an answer of more than {MAX_ANSWER >> 20} MiB", where=where)
     if status == 200:
-        return _Answer(jcs.loads(content, where=where), spki_of(certificate), certificate)
+        try:
+            return _Answer(jcs.loads(content, where=where), spki_of(certificate), certificate)
+        except BadInput as error:
+            raise BadInput(error.what, where=where, todo=error.todo or _RIGHT_PORT) from error
     value = _json_or_none(content)
     if status == 409 and isinstance(value, dict) and "state" in value:
         raise StaleGeneration(where, parse_state(value["state"], where=where))
@@ -305,7 +320,20 @@ def spki_of(certificate: bytes) -> str:
 
 
 def _dial(target: tuple[str, int], timeout: float) -> socket.socket:
-    return socket.create_connection(target, timeout=timeout)
+    """A connection to the first of the host's addresses that takes one, all within ``timeout``."""
+    end = time.monotonic() + timeout
+    trouble = OSError("the name has no address")
+    for family, kind, protocol, _, place in socket.getaddrinfo(*target, type=socket.SOCK_STREAM):
+        raw = socket.socket(family, kind, protocol)
+        try:
+            raw.settimeout(max(0.001, end - time.monotonic()))
+            raw.connect(place)
+        except OSError as error:
+            raw.close()
+            trouble = error
+        else:
+            return raw
+    raise trouble
 
 
 @contextlib.contextmanager

@@ -82,7 +82,7 @@ class Guest:
     """``role``: the key of both ports, until the next boot. ``attested``: how often evidence was asked for.
 
     ``claimed``: the role whose key the claims name, if that is another. ``evidence``: what the management port
-    sends instead of evidence. ``delay``: seconds that evidence takes.
+    sends instead of evidence. ``delay``: seconds that evidence takes. ``sent``: what it was.
     """
 
     behave: Behave
@@ -94,6 +94,7 @@ class Guest:
     down: bool = False
     attested: int = 0
     received: list[bytes] = field(default_factory=list)
+    sent: list[bytes] = field(default_factory=list)
     service: str = ""
     management: str = ""
 
@@ -116,7 +117,8 @@ class Guest:
         self.world.tls_spki = spki(ec_key(self.claimed or self.role))
         items = self.world.evidence().items
         made = Collection({k: v for k, v in items.items() if v.indicator == EVIDENCE})
-        connection.sendall(response(jcs.dumps(made.to_json())))
+        self.sent.append(response(jcs.dumps(made.to_json())))
+        connection.sendall(self.sent[-1])
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Guest]:

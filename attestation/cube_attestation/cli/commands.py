@@ -20,6 +20,7 @@ from cube_attestation.verdict import Verdict
 from . import human
 
 MAX_FILE = 128 << 20
+MAX_TIMEOUT_S = 3600
 
 
 def run(options: argparse.Namespace) -> int:
@@ -128,6 +129,8 @@ def _verify_live(options: argparse.Namespace, policy: policies.Policy, now: date
 
     if options.nonce is not None:
         raise BadInput("a machine always gets a fresh nonce", where="--nonce", todo="leave it out with a URL")
+    if not 0 < options.timeout <= MAX_TIMEOUT_S:
+        raise BadInput(f"{options.timeout:g} is not between 0 and {MAX_TIMEOUT_S}", where="--timeout")
     known = [bundles.load(_read(options.endorsements), where=options.endorsements)] if options.endorsements else []
     clock = live.utc_now if options.at is None else lambda: now
     examined = live.examine(options.subject, policy, known=known, timeout=options.timeout, clock=clock)
