@@ -2,13 +2,13 @@
 # Names for commands; what they do is in tools/ and in the `cube` and `measured-image` commands.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install up down outputs token env test check lock bench
+.PHONY: help install up down outputs token env test check lock bench bench-verify
 PYTHON ?= python3
 BIN := .venv/bin
 DOMAIN ?= acme
 
 help: ## List the targets.
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | sed 's/\$$\$$/$$/' | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | sed 's/\$$\$$/$$/' | expand -t 20
 
 install:
 	@$(PYTHON) tools/packages.py
@@ -40,3 +40,6 @@ lock: install ## Refresh requirements.lock.
 
 bench: install ## Times per phase, three runs, median.
 	@$(BIN)/python bench/up.py
+
+bench-verify: install ## What a verdict costs, beside yardsticks measured in the same run.
+	@$(BIN)/python bench/verify.py
