@@ -47,7 +47,7 @@ def parse(line: bytes) -> Seen | None:
     """The facts of one line without its line feed; None for what is no line of ours (a torn one, say)."""
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(value, dict) or "began" not in value:
         return None

@@ -23,6 +23,7 @@ import fakepki
 import targets
 import whole_bundles
 from cube_attestation import bundle, control, dsse, jcs, launch
+from cube_attestation.audit.record import Chain, Genesis
 from cube_attestation.errors import BadInput
 from cube_attestation.nvidia import abi as nvidia
 from cube_attestation.recognise import Material, recognise
@@ -81,6 +82,7 @@ def _from_worlds(found: Seeds, worlds: Path) -> None:
         for i, label in enumerate(targets.labels(whole)):
             value = whole.evidence.items[label].value
             found[f"verify-{name}"].append(bytes([i]) + value)
+            found[f"collateral-{name}"].append(bytes([i]) + value)
             for target in _OF_LABEL.get(label, ()):
                 found[target].append(value)
             if value[:1] in b"{[":
@@ -165,6 +167,12 @@ def _from_machine(found: Seeds) -> None:
     found["proxy-http-head"].append(b"GET /ready HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
     sidecar = {"version": 1, "model": "sha256:" + "00" * 32, "size": 1, "config": {}, "template": "", "params": {}}
     found["proxy-sidecar"].append(jcs.dumps(sidecar))
+    found["connect-head"].append(b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n")
+    found["proxy-audit-line"].append(b'{"began":1,"status":200,"method":"GET","path":"/v1/models"}')
+    digest = "sha256:" + "11" * 32
+    born = Genesis("local", digest, digest, digest, digest, 1, fakepki.NOW)
+    record, _ = Chain("44" * 16, "00000000-0000-4000-8000-000000000001").append("genesis", born.to_json())
+    found["audit-export"].append(record + b"\n")
     found["time"] += [b"2026-11-24T12:00:00Z", b"2026-11-24T12:00:00+01:00"]
     found["base64"] += [b"aGVsbG8=", b""]
     found["address"] += [b"https://127.0.0.1:8444", b"[::1]:1", b"host"]

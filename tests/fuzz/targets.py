@@ -37,12 +37,16 @@ from cube_attestation import (
     times,
     verifier,
 )
+from cube_attestation.audit.verify import examine
 from cube_attestation.azure import abi as azure
 from cube_attestation.azure import containers
 from cube_attestation.check import Given, check
 from cube_attestation.check.result import KINDS
 from cube_attestation.claims import Claims
 from cube_attestation.cmw import Collection, Item
+from cube_attestation.collateral import listing, needs, sources
+from cube_attestation.collateral.model import Context
+from cube_attestation.connect import head as connect_head
 from cube_attestation.errors import BadInput, KeyMismatch, NotAuthentic, Unreachable
 from cube_attestation.nvidia import abi as nvidia
 from cube_attestation.nvidia import items as nvidia_items
@@ -59,8 +63,8 @@ from cube_attestation.tpm import abi as tpm
 from cube_attestation.tpm import eventlog
 from cube_attestation.tpm import verify as tpm_verify
 from cube_attestation.x509 import certificate, crl, der, keys
+from cube_proxy import audit_line, ollama_store
 from cube_proxy import http as proxy_http
-from cube_proxy import ollama_store
 
 INTEL_SGX = der.oid(tdx.SGX_EXTENSION)
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
@@ -356,14 +360,29 @@ def labels(found: bundle.Bundle) -> tuple[str, ...]:
     return tuple(sorted(found.evidence.items))
 
 
+def _changed(world: _World, data: bytes) -> tuple[str, bundle.Bundle]:
+    """The label that the first byte chooses, and the bundle with the rest as that item's bytes."""
+    label = world.labels[data[0] % len(world.labels)]
+    item = world.found.evidence.items[label]
+    items = {**world.found.evidence.items, label: Item(item.media_type, data[1:], item.indicator)}
+    return label, replace(world.found, evidence=Collection(items))
+
+
+def _needs(folder: Path, name: str, data: bytes) -> None:
+    """What the machine's evidence makes us ask the vendors for, and what of theirs is listed."""
+    world = _world(folder, name)
+    evidence = _changed(world, data or b"\0")[1].evidence
+    needs.find(evidence, Context.of(world.rules, NOW))
+    listing.rows(evidence)
+    sources.read(evidence)
+
+
 def _verify(folder: Path, name: str, data: bytes) -> None:
     if not data:
         return
     world = _world(folder, name)
-    label = world.labels[data[0] % len(world.labels)]
+    label, changed = _changed(world, data)
     item = world.found.evidence.items[label]
-    items = {**world.found.evidence.items, label: Item(item.media_type, data[1:], item.indicator)}
-    changed = replace(world.found, evidence=Collection(items))
     verdict = verifier.verify(changed, world.rules, now=NOW, nonce=bytes(range(32)))
     assert label not in _STRICT or data[1:] == item.value or not verdict.passed, label
     for form in ("json", "html") if len(data) < _SHOWN else ():  # a page is as long as its logs
@@ -433,9 +452,13 @@ def table(worlds: Path) -> Mapping[str, Target]:
         Target("token-item", token_items.decode),
         Target("recognise", _recognised, material=("files",)),
         Target("import", _imported, material=("files",)),
+        Target("audit-export", examine),
+        Target("connect-head", connect_head.complete, (connect_head.NoRequest,)),
+        Target("proxy-audit-line", audit_line.parse, ()),
         Target("proxy-http-head", proxy_http.parse_head, (proxy_http.HttpError,)),
         Target("proxy-sidecar", ollama_store.parse_sidecar),
         *(Target(f"check-{kind}", functools.partial(_check, kind), material=("files",)) for kind in KINDS),
+        *(Target(f"collateral-{name}", functools.partial(_needs, worlds, name), ()) for name in WORLDS),
         *(Target(f"verify-{name}", functools.partial(_verify, worlds, name), ()) for name in WORLDS),
     ]
     return {target.name: target for target in found}
