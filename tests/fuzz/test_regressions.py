@@ -9,6 +9,7 @@ from pathlib import Path
 import limits
 import pytest
 import targets
+from cube_attestation.x509 import der
 
 MEGABYTE = 1 << 20
 
@@ -23,6 +24,18 @@ FOUND: list[tuple[str, Callable[[], bytes]]] = [
     ("json", lambda: b"[" + b"0," * 524_286 + b"0]"),
     ("json-canonical", lambda: b"[" + b'{"a":0},' * 131_070 + b"0]"),
 ]
+# RSA keys with numbers that no key has: the library takes no negative ones, and a long exponent costs seconds
+_IDENTIFIER = bytes.fromhex("300d06092a864886f70d0101010500")
+FOUND += [
+    ("spki", lambda: _rsa(b"\x00" + b"\xff" * 256, b"\xff")),
+    ("spki", lambda: _rsa(b"\xff" * 256, b"\x01\x00\x01")),
+    ("spki", lambda: _rsa(b"\x00" + b"\xff" * 256, b"\x7f" + b"\xff" * 255)),
+]
+
+
+def _rsa(modulus: bytes, exponent: bytes) -> bytes:
+    numbers = der.encode(der.SEQUENCE, der.encode(der.INTEGER, modulus), der.encode(der.INTEGER, exponent))
+    return der.encode(der.SEQUENCE, _IDENTIFIER, der.encode(der.BIT_STRING, b"\0", numbers))
 
 
 @pytest.mark.parametrize(("name", "make"), FOUND, ids=[f"{i}-{name}" for i, (name, _) in enumerate(FOUND)])

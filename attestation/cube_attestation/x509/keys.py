@@ -81,6 +81,7 @@ def rsa_spki(modulus: int, exponent: int) -> bytes:
 def public_key(spki: bytes) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey:
     """An RSA key of 2048 to 8192 bits or one on P-256, P-384 or P-521. Raises BadInput for all others.
 
+    RSA exponents have 32 bits at most: longer ones make each verification cost a thousand times as much.
     Read here (RFC 3279, 2.3; RFC 5480), because importing the library's reader takes longer than a whole verdict.
     """
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -100,7 +101,7 @@ def public_key(spki: bytes) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey:
             both.done()
             modulus, exponent = numbers.integer(MAX_SPKI), numbers.integer(MAX_SPKI)
             numbers.done()
-            if 2048 <= modulus.bit_length() <= 8192:
+            if 2048 <= modulus.bit_length() <= 8192 and modulus > 0 and 2 < exponent < 1 << 32:
                 return rsa.RSAPublicNumbers(exponent, modulus).public_key()
         elif algorithm in _CURVES.values():
             curves = (ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1())
