@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import limits
 import pytest
 import targets
+from cube_attestation.errors import BadInput
+from cube_attestation.tokens import abi as tokens
 from cube_attestation.x509 import der
 
 MEGABYTE = 1 << 20
@@ -31,6 +34,12 @@ FOUND += [
     ("spki", lambda: _rsa(b"\xff" * 256, b"\x01\x00\x01")),
     ("spki", lambda: _rsa(b"\x00" + b"\xff" * 256, b"\x7f" + b"\xff" * 255)),
 ]
+
+
+def test_keys_of_tokens_have_short_exponents_too() -> None:
+    key = {"kty": "RSA", "kid": "a", "n": "_" * 342 + "w", "e": "_" * 300}
+    with pytest.raises(BadInput, match="exponent"):
+        tokens.load_keys(json.dumps({"keys": [key]}).encode())
 
 
 def _rsa(modulus: bytes, exponent: bytes) -> bytes:

@@ -209,6 +209,8 @@ def _numbers(entry: Mapping[str, object], where: str) -> rsa.RSAPublicKey | ec.E
         numbers.append(int.from_bytes(_base64url(text, where), "big"))
     try:
         if entry["kty"] == "RSA":
+            if numbers[1] >> 32:
+                raise BadInput("the exponent has more than 32 bits", where=where)
             return _supported(rsa.RSAPublicNumbers(numbers[1], numbers[0]).public_key())
         return ec.EllipticCurvePublicNumbers(numbers[0], numbers[1], ec.SECP384R1()).public_key()
     except ValueError as error:
