@@ -22,7 +22,7 @@ from cube_stacks.state import read_record, state_folder, write_record
 PREFIX = "pat_"
 TYPE = "cube-pat+jwt"
 SCOPES = domains.SCOPES
-INFERENCE = tuple(scope for scope in SCOPES if scope.startswith("llm_"))  # what a token is for unless said otherwise
+INFERENCE = tuple(scope for scope in SCOPES if scope.startswith("llm_"))  # a token's, unless said otherwise
 MAXIMUM_LIFE = timedelta(days=365)
 _JTI = re.compile(r"[A-Za-z0-9_-]{8,64}")
 

@@ -180,18 +180,26 @@ class Backend:
                 write(b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n' % word)
             return
         if b'"stream": true' not in body:
-            answer = json.dumps({"object": "chat.completion", "choices": []}).encode()
+            answer = self._answer(body)
             write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n")
             write(b"content-length: %d\r\n\r\n%b" % (len(answer), answer))
             return
         write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
         try:
             for i in range(3):
-                write(b'data: {"n": %d}\n\n' % i)
+                write(b'data: {"n": %d,"model":"%b"}\n\n' % (i, json.loads(body)["model"].encode()))
                 connection.wfile.flush()
                 time.sleep(self.delay)
         except OSError:
             self.cancelled.set()
+
+    @staticmethod
+    def _answer(body: bytes) -> bytes:
+        """It names the model as vLLM and Ollama do: as it was asked for, the last member counting."""
+        model = json.loads(body)["model"] if body.startswith(b"{") else ""
+        return json.dumps(
+            {"object": "chat.completion", "model": model, "choices": []}, separators=(",", ":")
+        ).encode()
 
 
 @pytest.fixture
@@ -402,3 +410,29 @@ def make_issuer() -> Callable[..., LoginService]:
 @pytest.fixture(scope="session")
 def make_set() -> Callable[..., domains.DomainSet]:
     return domain_set
+
+
+@dataclass
+class World:
+    """Two domains before a real Envoy and a backend that counts."""
+
+    envoy: EnvoyProcess
+    backend: Backend
+    acme: Tenant
+    beta: Tenant
+
+    def chat(self, token: str | None, body: object = None, *, path: str = "", **more: Any) -> Answer:
+        sent = QUESTION if body is None else body
+        return self.envoy.request("POST", path or f"/{self.acme.id}/v1/chat/completions", token, sent, **more)
+
+
+@pytest.fixture(scope="module")
+def tenants() -> tuple[Tenant, Tenant]:
+    return Tenant("acme", ("smollm2", "tiny"), revoked=["revoked-one"]), Tenant("beta", ("other",))
+
+
+@pytest.fixture
+def world(envoy_process: EnvoyProcess, backend: Backend, tenants: tuple[Tenant, Tenant]) -> World:
+    acme, beta = tenants
+    envoy_process.apply(domain_set(acme, beta))
+    return World(envoy_process, backend, acme, beta)

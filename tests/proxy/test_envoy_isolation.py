@@ -6,39 +6,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+World = Any  # conftest's
 QUESTION = {"model": "smollm2", "messages": [{"role": "user", "content": "Hello"}]}
-
-
-@dataclass
-class World:
-    envoy: Any
-    backend: Any
-    acme: Any
-    beta: Any
-
-    def chat(self, token: str | None, body: object = None, *, path: str = "", **more: Any) -> Any:
-        sent = QUESTION if body is None else body
-        return self.envoy.request("POST", path or f"/{self.acme.id}/v1/chat/completions", token, sent, **more)
-
-
-@pytest.fixture(scope="module")
-def tenants(make_tenant: Callable[..., Any]) -> tuple[Any, Any]:
-    acme = make_tenant("acme", ("smollm2", "tiny"))
-    acme.revoked.append("revoked-one")
-    return acme, make_tenant("beta", ("other",))
-
-
-@pytest.fixture
-def world(envoy_process: Any, backend: Any, tenants: tuple[Any, Any], make_set: Callable[..., Any]) -> World:
-    acme, beta = tenants
-    envoy_process.apply(make_set(acme, beta))
-    return World(envoy_process, backend, acme, beta)
 
 
 def test_nothing_is_served_without_a_domain_set(envoy_process: Any, backend: Any, tenants: tuple[Any, Any]) -> None:
