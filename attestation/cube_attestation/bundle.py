@@ -30,7 +30,7 @@ class Bundle:
 
     def digest(self) -> str:
         """SHA-256 of the evidence's canonical JSON: what receipts and leases name."""
-        return dsse.digest(jcs.dumps(self.evidence.to_json()))
+        return dsse.digest(self.evidence.canonical())
 
 
 @dataclass(frozen=True)

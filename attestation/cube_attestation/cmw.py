@@ -46,6 +46,15 @@ class Collection:
         """A new collection with one more item (or that one replaced)."""
         return Collection({**self.items, label: Item(media_type, value, indicator)})
 
+    def canonical(self) -> bytes:
+        """Canonical bytes of ``to_json()``, made without looking through all of the base64 for escapes."""
+        members = {"__cmwc_t": jcs.dumps(COLLECTION_TYPE)}
+        for label, item in self.items.items():
+            media, indicator = jcs.dumps(item.media_type), jcs.dumps(item.indicator)
+            members[label] = b'[%b,"%b",%b]' % (media, _encode(item.value).encode(), indicator)
+        names = sorted(members, key=lambda name: name.encode("utf-16-be"))  # RFC 8785, 3.2.3
+        return b"{%b}" % b",".join(b"%b:%b" % (jcs.dumps(name), members[name]) for name in names)
+
     def to_json(self) -> dict[str, jcs.Json]:
         value: dict[str, jcs.Json] = {"__cmwc_t": COLLECTION_TYPE}
         for label, item in self.items.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from . import jcs
@@ -131,7 +131,19 @@ def verify(
     *,
     where: str = "envelope",
 ) -> Verified:
-    """Check that one of ``keys`` signed ``envelope`` and return its payload.
+    """Check that one of ``keys`` signed ``envelope`` and return its payload. Parameters and errors: ``signer``."""
+    keyid = signer(envelope, payload_type, keys, where=where)
+    return replace(peek(envelope, payload_type, where=where), keyid=keyid)
+
+
+def signer(
+    envelope: object,
+    payload_type: str,
+    keys: Iterable[bytes | str | ec.EllipticCurvePublicKey],
+    *,
+    where: str = "envelope",
+) -> str:
+    """The key id of the one of ``keys`` that signed ``envelope``; its payload is not looked into.
 
     ``keys``: public key objects, their DER SubjectPublicKeyInfo, or only their digests (``sha256:…``).
     Raises BadInput for a malformed envelope, NotAuthentic (``why``: ``invalid`` or ``untrusted_key``) otherwise.
@@ -155,7 +167,7 @@ def verify(
             continue
         known = True
         if _holds(der_or_none, sig, pae(payload_type, raw), where):
-            return Verified(jcs.loads(raw, canonical=True, where=where), raw, keyid)
+            return keyid
     if known:
         raise NotAuthentic("the signature does not hold", why="invalid", where=where)
     signers = ", ".join(keyid for keyid, _, _ in signatures) or "nobody"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import NamedTuple
 
 from . import bundle as bundles
@@ -115,16 +116,36 @@ def _read_claims(evidence: Collection) -> tuple[Claims | None, Reason]:
     return claims, Reason("claims.malformed", problem)
 
 
+# All machines of a deployment carry the same two documents
+
+
+@lru_cache(maxsize=16)
+def _read_launch(
+    data: bytes, signers: tuple[str, ...], allowed: tuple[str, ...]
+) -> tuple[dsse.Verified, launch.LaunchDocument, str]:
+    """The document, and why none of ``signers`` signed it if one had to. Raises BadInput."""
+    envelope = jcs.loads(data, where="launch")
+    read = dsse.peek(envelope, dsse.LAUNCH, where="launch")
+    document = launch.parse(read.payload)
+    return read, document, "" if read.digest in allowed else _signed(envelope, dsse.LAUNCH, signers, "launch")
+
+
+@lru_cache(maxsize=16)
+def _read_image(data: bytes, signers: tuple[str, ...]) -> tuple[manifest.ImageManifest, str, tuple[int, ...]]:
+    """The manifest, why none of ``signers`` signed it, PCRs that its events do not lead to. Raises BadInput."""
+    envelope = jcs.loads(data, where="image-manifest")
+    image = manifest.parse(dsse.peek(envelope, dsse.IMAGE_MANIFEST, where="image-manifest").payload)
+    signed = _signed(envelope, dsse.IMAGE_MANIFEST, signers, "image-manifest")
+    return image, signed, tuple(tpm_appraise.replay_reference(image.reference))
+
+
 def _launch(evidence: Collection, policy: Policy) -> _Launch:
     data = evidence.get("launch")
     if data is None:
         return _Launch(_forged("launch", "launch.missing", "the bundle has no launch document"), None, None)
     rules = policy.launch
     try:
-        envelope = jcs.loads(data, where="launch")
-        read = dsse.peek(envelope, dsse.LAUNCH, where="launch")
-        document = launch.parse(read.payload)
-        signed = "" if read.digest in rules.allowed else _signed(envelope, dsse.LAUNCH, rules.signers, "launch")
+        read, document, signed = _read_launch(data, rules.signers, rules.allowed)
     except BadInput as error:
         return _Launch(_forged("launch", "launch.malformed", str(error)), None, None)
     forged: list[Reason] = []
@@ -154,10 +175,7 @@ def _image(
     if data is None:
         return _forged("image-manifest", "image.missing", "the bundle has no image manifest"), None
     try:
-        envelope = jcs.loads(data, where="image-manifest")
-        read = dsse.peek(envelope, dsse.IMAGE_MANIFEST, where="image-manifest")
-        image = manifest.parse(read.payload)
-        signed = _signed(envelope, dsse.IMAGE_MANIFEST, policy.image.signers, "image-manifest")
+        image, signed, wrong = _read_image(data, policy.image.signers)
     except BadInput as error:
         return _forged("image-manifest", "image.malformed", str(error)), None
     forged: list[Reason] = []
@@ -173,7 +191,7 @@ def _image(
         refused.append(Reason("image.expired", f"the manifest was good until {times.format_time(image.expires)}"))
     if image.debug and not policy.image.debug:
         refused.append(Reason("image.debug.not_allowed", f"flavour {image.flavour} is for debugging"))
-    if wrong := tpm_appraise.replay_reference(image.reference):
+    if wrong:
         words = f"predicted events do not lead to the predicted value of PCR {', '.join(map(str, wrong))}"
         refused.append(Reason("image.reference.inconsistent", words))
     facts: dict[str, jcs.Json] = {
@@ -188,7 +206,7 @@ def _image(
 def _signed(envelope: object, payload_type: str, keys: tuple[str, ...], where: str) -> str:
     """Empty if one of ``keys`` signed, else why not."""
     try:
-        dsse.verify(envelope, payload_type, keys, where=where)
+        dsse.signer(envelope, payload_type, keys, where=where)
     except NotAuthentic as error:
         return error.why
     return ""

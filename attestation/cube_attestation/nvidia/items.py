@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+from functools import lru_cache
 
 from cube_attestation import jcs
 from cube_attestation.claims import Claims
@@ -34,6 +35,7 @@ def encode_collateral(collateral: Collateral) -> bytes:
     )
 
 
+@lru_cache(maxsize=16)  # machines of one kind share theirs
 def decode_collateral(data: bytes) -> Collateral:
     """Read the ``nvidia-collateral`` item. Raises BadInput."""
     fields = Fields(jcs.loads(data, where=COLLATERAL), COLLATERAL)
