@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vendors' services on this machine: a real HTTP server that answers for the fake AMD, Intel, NVIDIA and others."""
+"""The vendors' services on this machine: a real HTTP server for the fake AMD, Intel, NVIDIA and others."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def ok(body: bytes, media: str, **headers: str) -> Reply:
 
 @dataclass
 class FakeServices:
-    """``routes``: ``METHOD /path?query`` → answer; ``seen``: requests in order. ``address`` serves every service."""
+    """``routes``: ``METHOD /path?query`` → answer; ``seen``: requests in order; ``address`` serves all."""
 
     routes: dict[str, Handler] = field(default_factory=dict)
     seen: list[str] = field(default_factory=list)

@@ -57,13 +57,14 @@ class Fetcher:
         got: dict[str, Need] = {}
         failed: dict[str, Failure] = {}
         listed: list[sources.Source] = []
+        down: set[tuple[str, str]] = set()
         for _ in range(MAX_ROUNDS):
             waiting = [need for need in find(evidence, context) if need.name not in {**got, **failed}]
             if not waiting:
                 break
             for need in waiting:
                 try:
-                    evidence, answer = self._one(need, evidence)
+                    evidence, answer = self._one(need, evidence, down)
                 except AttestationError as error:
                     failed[need.name] = Failure(need, error)
                     self.say(f"{need.what}: failed: {error}")
@@ -81,8 +82,11 @@ class Fetcher:
         moment = answer.time or self.clock()
         return sources.Source(need.item, need.what, answer.url, digest(answer.body), moment)
 
-    def _one(self, need: Need, evidence: Collection) -> tuple[Collection, Answer]:
-        """One piece from the first of its requests that is answered. Raises what the last one failed with."""
+    def _one(self, need: Need, evidence: Collection, down: set[tuple[str, str]]) -> tuple[Collection, Answer]:
+        """One piece from the first of its requests that is answered. Raises what the last one failed with.
+
+        ``down``: services that gave no answer in this run; they are not waited for again, and asked once only.
+        """
         accept = need.accept
         if accept is None or not need.requests:
             raise Unreachable(f"no service gives it: {need.why}", todo=need.todo)
@@ -97,11 +101,16 @@ class Fetcher:
             if self.client is None:
                 continue
             try:
-                return self._fetched(self.client, accept, request, evidence)
+                client = self.client
+                if (request.service, request.host) in down:
+                    client = replace(client, attempts=1, timeout=min(client.timeout, 5.0))
+                return self._fetched(client, accept, request, evidence)
             except Unknown as error:
                 last = error
             except (Unreachable, BadInput, NotAuthentic) as error:
                 last = error
+                if isinstance(error, Unreachable):
+                    down.add((request.service, request.host))
                 if not request.host:  # mirrors of one piece: the next may work
                     raise
         raise last
