@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 from cube_attestation import jcs
 from cube_attestation.bundle import Bundle
+from cube_attestation.cli.commands import _read
 from cube_attestation.cmw import EVIDENCE, Collection
 from cube_attestation.connect.attest import Attester
 from cube_attestation.connect.server import Forwarder, NoMachine, Settings
@@ -165,10 +166,10 @@ def forwarding(
 ) -> Iterator[Forwarding]:
     """A forwarder before ``guests``; with ``probe`` it first attests them all. ``times``: of its Settings."""
     urls = [guest.service for guest in guests]
-    places = evidence or tuple(guest.management for guest in guests)
+    places = evidence or tuple(f"https://{guest.management}" for guest in guests)
     options: dict[str, float] = {"recheck_s": 60.0, "attest_s": 8.0, "head_s": 5.0, "idle_s": 20.0, "drain_s": 5.0}
     settings = Settings(Address("127.0.0.1", 0), targets(urls, places), **{**options, **times})  # type: ignore[arg-type]
-    attest = Attester(guests[0].world.the_policy(), [guest.known() for guest in guests], clock=lambda: NOW)
+    attest = Attester(guests[0].world.the_policy(), _read, [guest.known() for guest in guests], clock=lambda: NOW)
     found = Forwarding()
     ready, stop = threading.Event(), threading.Event()
 

@@ -11,11 +11,16 @@ import ssl
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
+from cube_attestation import bundle as bundles
 from cube_attestation import live
+from cube_attestation.connect import keys
 from fakeguest import Forwarding, Guest, forwarding, read_request, response, tls_server
-from fakepki import World, cmdline_changed, ec_key, spki
+from fakepki import NOW, World, cmdline_changed, ec_key, spki
 
 REQUEST = b"GET /acme/v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -52,7 +57,7 @@ def test_a_machine_that_passes_is_forwarded_to_byte_by_byte() -> None:
         assert machine.received[0].endswith(body)
         assert machine.attested == 1
     told = "\n".join(forwarder.lines)
-    assert f"attested key {machine.world.tls_spki}: tier software, assuming software." in told
+    assert f"attested key {machine.world.tls_spki}: tier software, freshness nonce, assuming software." in told
     assert f"https://{machine.service}: in use" in told
     assert "acme" not in told, "nothing of a request is told"
 
@@ -327,7 +332,7 @@ def test_a_balancer_before_machines_whose_management_ports_are_known() -> None:
 
         with listening(splice) as balancer:
             both = Guest(lambda _: None, world=a.world, service=balancer)
-            with forwarding(both, evidence=(a.management, b.management)) as forwarder:
+            with forwarding(both, evidence=(f"https://{a.management}", f"https://{b.management}")) as forwarder:
                 answers = [forwarder.request()[1].split(b"|")[1] for _ in range(4)]
         assert set(answers) == {b"a", b"b"}
         assert (a.attested, b.attested) == (1, 1)
@@ -384,6 +389,70 @@ def test_an_evidence_address_that_gives_none(evidence: bytes, words: str) -> Non
         assert error_of((status, body)) == (503, "connect.unreachable")
         assert words in json.loads(body)["error"]["message"]
         assert machine.received == []
+
+
+# Bundles of the gate instead of a management port
+
+
+def kept(machine: Guest, path: Path, **changes: object) -> str:
+    """A bundle of ``machine`` with the gate's receipt, as the gate exports it."""
+    world = replace(machine.world, tls_spki=spki(ec_key(machine.role)), **changes)  # type: ignore[arg-type]
+    path.write_bytes(bundles.dump(world.receipted()))
+    return str(path)
+
+
+def test_a_bundle_of_the_gate_vouches_for_the_key_of_its_machine(tmp_path: Path) -> None:
+    with guest(role="a").running() as a, guest(role="b").running() as b:
+        places = (kept(a, tmp_path / "a.json"), kept(b, tmp_path / "b.json"))
+        with forwarding(a, b, evidence=places) as forwarder:
+            assert {forwarder.request()[1].split(b"|")[1] for _ in range(4)} == {b"a", b"b"}
+            assert "freshness receipt" in "".join(forwarder.lines)
+        assert (a.attested, b.attested) == (0, 0)
+
+
+def test_a_bundle_does_not_vouch_for_another_key_until_it_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "_REFUSED_S", 0.1)
+    with guest().running() as machine:
+        place = kept(machine, tmp_path / "bundle.json")
+        with forwarding(machine, evidence=(place,)) as forwarder:
+            assert forwarder.request()[0] == 200
+            machine.role = "next boot"
+            assert error_of(forwarder.request()) == (502, "claims.tls_key_mismatch")
+            kept(machine, tmp_path / "bundle.json")
+            time.sleep(0.3)  # a refusal is the answer for a while
+            assert forwarder.request()[1].endswith(b"|next boot|")
+            (tmp_path / "bundle.json").unlink()
+            machine.role = "third boot"
+            assert error_of(forwarder.request()) == (503, "connect.unreachable")
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"receipt_time": NOW - timedelta(seconds=86401)}, "connect.bundle.too_old"),
+        ({"receipt_time": NOW + timedelta(hours=1)}, "receipt.time_in_future"),
+        ({"receipt_key": "somebody"}, "receipt.signature.untrusted_key"),
+        ({"boot": cmdline_changed()}, "tpm.pcr.mismatch"),
+    ],
+)
+def test_bundles_that_do_not_count(changes: dict[str, object], code: str, tmp_path: Path) -> None:
+    if (made := changes.get("receipt_time")) is not None and code == "connect.bundle.too_old":
+        changes = {**changes, "guest_time": made}
+    with guest().running() as machine:
+        place = kept(machine, tmp_path / "bundle.json", **changes)
+        with forwarding(machine, evidence=(place,)) as forwarder:
+            assert error_of(forwarder.request(body=b"secret")) == (502, code)
+        assert machine.received == []
+
+
+def test_a_bundle_without_a_receipt_may_be_of_any_time(tmp_path: Path) -> None:
+    with guest().running() as machine:
+        machine.world.tls_spki = spki(ec_key(machine.role))
+        (tmp_path / "bundle.json").write_bytes(bundles.dump(machine.world.bundle()))
+        with forwarding(machine, evidence=(str(tmp_path / "bundle.json"),)) as forwarder:
+            assert error_of(forwarder.request()) == (502, "connect.bundle.no_receipt")
 
 
 # Clients

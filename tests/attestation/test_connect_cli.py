@@ -191,6 +191,8 @@ BAD = {
     "not a number of seconds": (["--timeout", "nan"], "--timeout"),
     "no connections": (["--max-connections", "0"], "--max-connections"),
     "an evidence address that is none": (["--evidence", "http://x"], "https://"),
+    "a bundle that is not there": (["--evidence", "nowhere.json"], "nowhere.json: can't be read"),
+    "a bundle's age that is none": (["--max-age", "0"], "--max-age"),
     "a bundle that is none": (["--endorsements", "policy.toml"], "policy.toml"),
 }
 

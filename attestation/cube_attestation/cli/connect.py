@@ -18,10 +18,14 @@ examples:
   attestation connect https://llm.example:8443 --evidence https://10.0.0.4:8444 --evidence https://10.0.0.5:8444 \\
       --policy policy.toml --endorsements a.json --endorsements b.json
 
+  # management ports out of reach: the gate's newest bundle instead, by a gate that the policy names
+  attestation connect https://llm.example:8443 --evidence bundle.json --policy policy.toml
+
 URL is a service port (default 8443); several are replicas, which take turns. A machine's service and management
 port end TLS with the same key, made in its memory at boot. For every key that a service port presents, evidence is
 asked for over a connection that ends in the same key, at the management port (default: the URL's host, port 8444).
-Only when the verdict passes does anything of a client's go out over that key.
+Only when the verdict passes does anything of a client's go out over that key. A bundle's file is read again at each
+verification: keep it fresh.
 
 Clients need no change but their base URL, and their tokens. Between client and this program there is no encryption,
 so that it listens on loopback only. A machine that does not pass is answered for with 502 and the reason code.
@@ -42,7 +46,11 @@ def add(commands: Commands) -> None:
     parser.add_argument("urls", metavar="URL", nargs="+", help="https://host[:8443] of a service port")
     parser.add_argument("--policy", required=True, metavar="FILE", help="what to accept (TOML)")
     parser.add_argument(
-        "--evidence", metavar="URL", action="append", default=[], help="https://host[:8444] of a management port"
+        "--evidence",
+        metavar="URL|BUNDLE",
+        action="append",
+        default=[],
+        help="https://host[:8444] of a management port, or a bundle with a gate's receipt (repeatable)",
     )
     parser.add_argument(
         "--endorsements",
@@ -58,6 +66,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--recheck", type=float, default=300.0, metavar="S", help="seconds that a verdict counts (default 300)"
     )
+    parser.add_argument(
+        "--max-age", type=float, default=86400.0, metavar="S", help="seconds that a bundle's receipt counts (a day)"
+    )
     parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds for one verification")
     parser.add_argument("--idle", type=float, default=600.0, metavar="S", help="end connections that are silent")
     parser.add_argument("--max-connections", type=int, default=256, metavar="N")
@@ -67,6 +78,7 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Forward until a signal. Raises BadInput."""
     import asyncio
+    from datetime import timedelta
 
     from cube_attestation import bundle as bundles
     from cube_attestation import policy as policies
@@ -78,6 +90,7 @@ def run(options: argparse.Namespace) -> int:
 
     for name, value, low, high in (
         ("--recheck", options.recheck, 1, 86400),
+        ("--max-age", options.max_age, 1, 31 * 86400),
         ("--timeout", options.timeout, 1, 600),
         ("--idle", options.idle, 1, 86400),
         ("--max-connections", options.max_connections, 1, 10000),
@@ -94,7 +107,13 @@ def run(options: argparse.Namespace) -> int:
     )
     policy = policies.load(_read(options.policy), where=options.policy)
     known = [bundles.load(_read(path), where=path) for path in options.endorsements]
-    return asyncio.run(server.serve(settings, Attester(policy, known), _tell))
+    for path in filter(targets.is_file, options.evidence):
+        bundles.load(_read(path), where=path)
+        if not policy.receipt_keys:
+            todo = "name the gate's key in receipt_keys of [freshness], or give https://host:port of a machine"
+            raise BadInput("the policy names no gate whose receipts count", where=f"--evidence {path}", todo=todo)
+    attester = Attester(policy, _read, known, timedelta(seconds=options.max_age))
+    return asyncio.run(server.serve(settings, attester, _tell))
 
 
 def _tell(line: str) -> None:

@@ -28,7 +28,10 @@ class Address:
 
 @dataclass(frozen=True)
 class Target:
-    """One replica, or a balancer before several: the service port, and where evidence of its keys is had."""
+    """One replica, or a balancer before several: the service port, and where evidence of its keys is had.
+
+    ``evidence``: URLs of management ports, and files of bundles that a gate made.
+    """
 
     service: Address
     evidence: tuple[str, ...]
@@ -43,17 +46,27 @@ def targets(urls: Sequence[str], evidence: Sequence[str]) -> tuple[Target, ...]:
     Raises BadInput for what is no address.
     """
     found: dict[Address, Target] = {}
-    management = tuple(dict.fromkeys(_url(Address(*split(url)), "--evidence") for url in evidence))
+    places = tuple(dict.fromkeys(_place(place) for place in evidence))
     for url in urls:
-        service = Address(*split(url, SERVICE_PORT))
-        found[service] = Target(service, management or (_url(Address(service.host, DEFAULT_PORT), "URL"),))
+        service = _address(url, SERVICE_PORT)
+        found[service] = Target(service, places or (f"https://{Address(service.host, DEFAULT_PORT)}",))
     return tuple(found.values())
 
 
-def _url(address: Address, where: str) -> str:
+def is_file(place: str) -> bool:
+    """Whether evidence is a bundle's file, no management port."""
+    return "://" not in place
+
+
+def _place(text: str) -> str:
+    return text if is_file(text) else f"https://{_address(text, DEFAULT_PORT)}"
+
+
+def _address(url: str, default_port: int) -> Address:
+    address = Address(*split(url, default_port))
     if not address.host.isprintable():
-        raise BadInput(f"{address.host[:100]!r} is no host", where=where)
-    return f"https://{address}"
+        raise BadInput(f"{address.host[:100]!r} is no host", where="address")
+    return address
 
 
 def listening(text: str, *, remote: bool) -> Address:
