@@ -26,14 +26,15 @@ NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 BORN = datetime(2024, 1, 1, tzinfo=UTC)
 END = datetime(2034, 1, 1, tzinfo=UTC)
 SGX_OID = "1.2.840.113741.1.13.1"
+UNCRITICAL = (SGX_OID, "2.5.29.31")
 QE_SIGNER = bytes(range(32))
 INTEL_QE = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 
 
 @functools.cache
 def key(role: str) -> ec.EllipticCurvePrivateKey:
-    """The P-256 key of a role."""
-    return ec.generate_private_key(ec.SECP256R1())
+    """The P-256 key of a role, the same in every process: so are all signatures, and what one changed bit does."""
+    return ec.derive_private_key(int.from_bytes(hashlib.sha256(role.encode()).digest()[:31], "big"), ec.SECP256R1())
 
 
 def spki_digest(role: str) -> str:
@@ -48,7 +49,7 @@ def spki_digest(role: str) -> str:
 @functools.cache
 def raw_signature(role: str, content: bytes) -> bytes:
     """Made once for the same content, as a platform's and Intel's signatures are."""
-    r, s = decode_dss_signature(key(role).sign(content, ec.ECDSA(hashes.SHA256())))
+    r, s = decode_dss_signature(key(role).sign(content, ec.ECDSA(hashes.SHA256(), deterministic_signing=True)))
     return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
 
@@ -254,8 +255,8 @@ class FakeTdx:
             )
         )
         for extension in extra:
-            builder = builder.add_extension(extension, critical=extension.oid.dotted_string != SGX_OID)
-        return builder.sign(key(issuer_role), hashes.SHA256())
+            builder = builder.add_extension(extension, critical=extension.oid.dotted_string not in UNCRITICAL)
+        return builder.sign(key(issuer_role), hashes.SHA256(), ecdsa_deterministic=True)
 
     def root(self) -> x509.Certificate:
         return self._certificate(
@@ -332,7 +333,8 @@ class FakeTdx:
         for serial in serials:
             entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(BORN).build()
             builder = builder.add_revoked_certificate(entry)
-        return builder.sign(key(role), hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+        made = builder.sign(key(role), hashes.SHA256(), ecdsa_deterministic=True)
+        return made.public_bytes(serialization.Encoding.DER)
 
     def root_crl(self) -> bytes:
         serials = [serial for name, serial in (("pck-ca", 2), ("tcb", 4)) if name in self.revoked]

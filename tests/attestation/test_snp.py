@@ -168,6 +168,14 @@ def test_the_chain_has_exactly_three_certificates() -> None:
     assert codes(verified) == ["snp.chain.constraints"]
 
 
+def test_a_root_that_did_not_sign_itself_is_none() -> None:
+    """The key is the pinned one, but the name of the issuer, and with it any date, could be anyone's."""
+    ark = GOOD.ark.der.replace(b"ARK-Milan", b"ARK-Other", 1)
+    endorsements = verify.read_endorsements([GOOD.leaf.der, GOOD.ask.der, ark], [GOOD.crl])
+    verified = verify.verify(abi.parse_report(GOOD.report()), endorsements, now=fake.NOW, roots=GOOD.roots)
+    assert codes(verified) == ["snp.chain.constraints"]
+
+
 def test_nothing_that_comes_with_the_evidence_is_a_root() -> None:
     verified = check(GOOD, roots={})
     assert codes(verified) == ["snp.chain.untrusted_root"]

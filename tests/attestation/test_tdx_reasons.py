@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 import struct
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from cube_attestation.errors import BadInput
 from cube_attestation.fields import Fields
 from cube_attestation.tdx import appraise as appraisal
@@ -158,6 +160,18 @@ def test_stray_certificates_are_refused() -> None:
     world = FakeTdx()
     given = replace(world.collateral(), tcb_info_chain=world.tcb_chain() + world.pck_chain())
     assert "collateral.chain.invalid" in codes(world, collateral=given)
+
+
+def test_a_root_that_did_not_sign_itself_is_none() -> None:
+    """The key is the pinned one, but the name of the issuer, and with it any date, could be anyone's."""
+    quote = FakeTdx().quote()
+    at = quote.rindex(b"-----BEGIN CERTIFICATE-----")
+    certificate = x509.load_pem_x509_certificate(quote[at:])
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    changed = base64.encodebytes(der.replace(b"Intel SGX Root CA", b"Other SGX Root CA", 1))
+    pem = b"-----BEGIN CERTIFICATE-----\n" + changed + b"-----END CERTIFICATE-----\n"
+    assert "tdx.chain.invalid" not in codes(FakeTdx(), quote=quote)
+    assert "tdx.chain.invalid" in codes(FakeTdx(), quote=quote[:at] + pem.ljust(len(quote) - at, b"\n"))
 
 
 def test_the_pck_key_may_not_sign_documents() -> None:

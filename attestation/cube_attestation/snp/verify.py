@@ -173,6 +173,10 @@ def _chain(
     if len(found.certificates) != 3:
         words = f"{len(found.certificates)} certificates, AMD's chains have three"
         reasons.append(Reason("snp.chain.constraints", words))
+    if found.anchor.subject != found.anchor.issuer:
+        # then it did not sign itself, and anyone could have written its dates
+        words = f"{found.anchor.name} does not name itself as its issuer"
+        reasons.append(Reason("snp.chain.constraints", words))
     vlek = [c.common_name.startswith("SEV-VLEK") for c in found.certificates[1:-1]]
     if any(is_vlek != (key.kind == "vlek") for is_vlek in vlek):
         words = f"a {key.kind.upper()} issued by {found.certificates[1].name}"
@@ -212,17 +216,7 @@ def _endorsement_key(leaf: certificate.Certificate) -> abi.EndorsementKey:
 
 
 def _signed(report: abi.Report, leaf: certificate.Certificate) -> bool:
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-
-    numbers = report.signature()
-    try:
-        key = keys.public_key(leaf.spki)
-        if numbers is None or not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
-            return False
-        key.verify(encode_dss_signature(*numbers), report.signed, ec.ECDSA(hashes.SHA384()))
-    except (InvalidSignature, BadInput, ValueError):
+    signature = report.signature()
+    if signature is None or keys.curve(leaf.spki) != "secp384r1":
         return False
-    return True
+    return keys.verify(leaf.spki, keys.ECDSA_SHA384, report.signed, signature)

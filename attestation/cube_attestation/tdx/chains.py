@@ -39,6 +39,11 @@ def verify(pem: bytes, anchors: Collection[str], now: datetime, *, where: str) -
         return Problem(found.problem if found.problem in _NAMED else "invalid", found.words)
     if len(found.certificates) != len(certificates):
         return Problem("invalid", f"the {where} holds certificates that are no part of the chain")
+    if found.anchor.subject != found.anchor.issuer:
+        # then it did not sign itself, and anyone could have written its dates
+        return Problem(
+            "invalid", f"{found.anchor.name} at the end of the {where} does not name itself as its issuer"
+        )
     for one in found.certificates:
         if not one.spki.startswith(_P256) or one.algorithm != _ECDSA_SHA256:
             return Problem("invalid", f"{one.name} is not of ECDSA on P-256 with SHA-256")
