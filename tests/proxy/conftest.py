@@ -202,6 +202,17 @@ class Backend:
         ).encode()
 
 
+@pytest.fixture(scope="session")
+def make_backend() -> Callable[[Path], Backend]:
+    return Backend
+
+
+@pytest.fixture(scope="session")
+def make_models() -> Mapping[str, Model]:
+    """The launch document's models in these tests."""
+    return {**OLLAMA, **VLLM}
+
+
 @pytest.fixture
 def backend(run: Path) -> Iterator[Backend]:
     server = Backend(run / "backend.sock")
