@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -56,6 +58,20 @@ def test_json_is_the_verdict_and_the_same_every_time(files: Path, capsys: pytest
     assert verify(files, "--format", "json", "--output", str(files / "verdict.json")) == 0
     assert capsys.readouterr().out == ""
     assert (files / "verdict.json").read_text() == first
+
+
+def test_a_pipe_is_written_to_and_a_link_followed(files: Path) -> None:
+    pipe, link, target = files / "pipe", files / "link", files / "target"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as reader:
+        read = reader.submit(pipe.read_text)
+        assert verify(files, "--output", str(pipe)) == 0
+        assert read.result(10).startswith("PASSED")
+    assert pipe.is_fifo(), "a rename would have put a file in the place of the pipe"
+    link.symlink_to(target)
+    assert verify(files, "--output", str(link)) == 0
+    assert link.is_symlink()
+    assert target.read_text().startswith("PASSED")
 
 
 def test_refused_and_not_authentic_have_their_own_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

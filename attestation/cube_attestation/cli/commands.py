@@ -42,9 +42,13 @@ def _read(path: str) -> bytes:
 
 
 def _write(path: str, data: bytes) -> None:
-    """The whole file or nothing."""
+    """The whole file or nothing; a device or pipe, which a rename would do away with, is written to."""
     target = Path(path)
     try:
+        if target.exists() and not target.is_file():
+            target.write_bytes(data)
+            return
+        target = target.resolve()  # a link stays and points to what was written
         descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
             with os.fdopen(descriptor, "wb") as file:
