@@ -7,7 +7,7 @@ import re
 
 MAX_HEAD = 64 << 10
 _END = b"\r\n\r\n"
-_LINE = re.compile(rb"[A-Z]{1,20} [!-~]+ HTTP/1\.[01]\r\n")
+_LINE = re.compile(rb"[A-Z]{1,20} [!-~\x80-\xff]+ HTTP/1\.[01]\r\n")
 _METHOD = re.compile(rb"[A-Z]{1,20}(?: |\Z)")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -26,6 +27,12 @@ _EARLY = 0.75  # part of the time after which a key is attested again
 _RETRY_S = 1.0
 _REFUSED_S = 5.0  # so long a refusal is the answer to everyone who meets the key
 _AT_ONCE = 4  # attestations that run at the same time
+_LOOK_S = 5.0  # how late a computer that slept may notice how late it is
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # a verdict ages while this computer sleeps
+
+
+def _now() -> float:
+    return time.clock_gettime(_CLOCK)
 
 
 class Key:
@@ -76,7 +83,7 @@ class KeyRing:
     async def demand(self, pin: Pin) -> Key:
         """The key, if it passes. Raises Refusal or Unreachable, for all who ask within some seconds the same."""
         task = self._keys.get(pin)
-        if task is None:
+        if task is None or _outlived(task):
             task = self._keys[pin] = asyncio.create_task(self._first(pin))
             task.add_done_callback(lambda done: self._settle(pin, done))
         key = await asyncio.shield(task)
@@ -101,7 +108,7 @@ class KeyRing:
 
     async def _first(self, pin: Pin) -> Key:
         async with self._slots:
-            started = asyncio.get_running_loop().time()
+            started = _now()
             attested = await self._judge(pin, self._timeout_s)
         self._tell(f"attested key {pin.spki}: {attested.words()}")
         return Key(attested, started + self._recheck_s)
@@ -120,7 +127,8 @@ class KeyRing:
         key = task.result()
         why = ""
         while not why:
-            await asyncio.sleep(key.until - asyncio.get_running_loop().time() - self._recheck_s * (1 - _EARLY))
+            while (left := key.until - self._recheck_s * (1 - _EARLY) - _now()) > 0:
+                await asyncio.sleep(min(left, _LOOK_S))
             if not key.used and not key.held:
                 self._forget(pin, task)
                 key.drop()
@@ -133,10 +141,9 @@ class KeyRing:
 
     async def _again(self, pin: Pin, key: Key) -> str:
         """Attest ``key`` before its time is over; empty when it passed, else why not."""
-        loop = asyncio.get_running_loop()
         trouble = f"{UNREACHABLE}: it could not be attested again in time"
-        while (left := key.until - loop.time()) > 0:
-            started, limit = loop.time(), min(left * 0.9, self._timeout_s)  # so that its error comes before our end
+        while (left := key.until - _now()) > 0:
+            started, limit = _now(), min(left * 0.9, self._timeout_s)  # so that its error comes before our end
             try:
                 async with asyncio.timeout(left):
                     key.attested = await self._judge(pin, limit)
@@ -149,7 +156,7 @@ class KeyRing:
             else:
                 key.until = started + self._recheck_s
                 return ""
-            await asyncio.sleep(min(_RETRY_S, max(0.0, key.until - loop.time())))
+            await asyncio.sleep(min(_RETRY_S, max(0.0, key.until - _now())))
         return trouble
 
     async def close(self) -> None:
@@ -158,6 +165,12 @@ class KeyRing:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+
+def _outlived(task: asyncio.Task[Key]) -> bool:
+    """Whether the time of a key's verdict is over, and its watcher, late after a sleep, does not know it yet."""
+    fine = task.done() and not task.cancelled() and task.exception() is None
+    return fine and _now() >= task.result().until
 
 
 async def in_thread(call: Callable[[], _T]) -> _T:

@@ -91,13 +91,17 @@ class Relay:
         return self._asked or asyncio.get_running_loop().time() - self._last < _QUIET_S
 
     def cut(self) -> None:
-        """End both connections now, with a reset."""
+        """End both connections now, with a reset: not one more byte goes out."""
         if not self._over.done():
             self._over.set_result(None)
+            reset(self.client[1])
+            reset(self.upstream.writer)
 
     async def run(self, key: Key, head: bytes) -> bool:
         """Send ``head`` and go on from there; whether both ends ended properly."""
         key.hold(self.cut)
+        if self._over.done():
+            return False
         self._last = asyncio.get_running_loop().time()
         halves = {asyncio.create_task(self._to_machine(head)), asyncio.create_task(self._to_client())}
         idle = asyncio.create_task(self._watch_idle())

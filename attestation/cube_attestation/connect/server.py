@@ -20,7 +20,7 @@ from . import answers, head
 from .attest import UNREACHABLE, Pin, Refusal
 from .channel import CHUNK
 from .keys import Attest, Key, KeyRing
-from .relay import Relay, Upstream, connect
+from .relay import Relay, Upstream, connect, reset
 from .targets import Address, Rotation, Target
 
 BUSY = "connect.too_many_connections"
@@ -200,6 +200,9 @@ class Forwarder:
     async def _serve(
         self, task: asyncio.Task[None], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
+        if len(self._clients) > 2 * self._settings.connections:  # even saying no has its bounds
+            reset(writer)
+            return
         if len(self._clients) > self._settings.connections:
             words = f"{self._settings.connections} connections are open; try again later."
             await _answer(reader, writer, answers.refusal(503, BUSY, words, retry_after=1))
