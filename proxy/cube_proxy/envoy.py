@@ -305,8 +305,7 @@ def _domain_routes(view: View, domain: Domain, prefix: str) -> list[Config]:
         )
         for shown, model in vllm.items()
     ]
-    to_ollama = _to_ollama(domain, ollama) if ollama else _answer(404, UNKNOWN_PATH)
-    found.append(route("ollama", post, to_ollama, asked))
+    found.append(route("ollama", post, _to_ollama(domain, ollama) if ollama else _answer(404, UNKNOWN_PATH), asked))
     for path in ("v1/audio/transcriptions", "v1/audio/translations"):
         found.insert(0, route(path, {"path": prefix + path}, speech, read))
     answers = _answers(view, domain, ollama)
@@ -314,7 +313,7 @@ def _domain_routes(view: View, domain: Domain, prefix: str) -> list[Config]:
         found.append(route(path, {"path": prefix + path, **_method("GET")}, _json_answer(body), read))
     if ollama:
         version = {"path": prefix + "api/version", **_method("GET")}
-        found.append(route("api/version", version, to_ollama, read))
+        found.append(route("api/version", version, _to_ollama(domain, ollama, "/api/version"), read))
     found.append(route("nothing", {"prefix": prefix}, _answer(404, UNKNOWN_PATH), read))
     return found
 
@@ -343,10 +342,10 @@ def _ollama_entry(view: View, name: str, model: str) -> dict[str, object]:
     return {"name": name, "model": name, "size": volume.size, "digest": volume.root, "details": {}}
 
 
-def _to_ollama(domain: Domain, models: Mapping[str, str]) -> Config:
+def _to_ollama(domain: Domain, models: Mapping[str, str], rewrite: str = "/") -> Config:
     named = ",".join(f"{shown}={model}" for shown, model in models.items())
     return {
-        "route": _forward(_cluster(domain, OLLAMA_CLUSTER)) | {"prefix_rewrite": "/"},
+        "route": _forward(_cluster(domain, OLLAMA_CLUSTER)) | {"prefix_rewrite": rewrite},
         "request_headers_to_add": [
             _set_header("x-cube-domain", domain.id),
             _set_header("x-cube-model", f"%DYNAMIC_METADATA({rules.BODY_METADATA}:model)%"),

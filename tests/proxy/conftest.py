@@ -196,7 +196,7 @@ class Backend:
     @staticmethod
     def _answer(body: bytes) -> bytes:
         """It names the model as vLLM and Ollama do: as it was asked for, the last member counting."""
-        model = json.loads(body)["model"] if body.startswith(b"{") else ""
+        model = json.loads(body).get("model", "") if body else ""
         return json.dumps(
             {"object": "chat.completion", "model": model, "choices": []}, separators=(",", ":")
         ).encode()
