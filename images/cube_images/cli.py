@@ -75,7 +75,37 @@ def _folder(arguments: argparse.Namespace) -> Path:
     return image.folder
 
 
+def _registers(arguments: argparse.Namespace) -> int:
+    from cube_attestation import jcs
+
+    from cube_images.platforms import azure, gcp, local
+
+    launch: bytes | None = None
+    if arguments.launch:
+        try:
+            raw = arguments.launch.read_bytes()
+        except OSError as error:
+            raise ImageError(
+                f"{arguments.launch} can't be read: {error.strerror}", "name a launch document"
+            ) from error
+        where = str(arguments.launch)
+        launch = dsse.peek(jcs.loads(raw, where=where), dsse.LAUNCH, where=where).raw
+    uki, head = predict.parts(_folder(arguments))
+    secure = arguments.secure_boot == "on"
+    if arguments.target == "local":
+        if secure:
+            raise ImageError("the local target has Secure Boot off", "leave --secure-boot out")
+        found = local.registers(uki, head, launch)
+    else:
+        module = {"gcp": gcp, "azure": azure}[arguments.target]
+        found = module.registers(uki, head, launch, secure_boot=secure)
+    print(json.dumps(found.to_json(), indent=1) if arguments.json else "\n".join(found.lines()))
+    return OK
+
+
 def _predict(arguments: argparse.Namespace) -> int:
+    if arguments.target:
+        return _registers(arguments)
     found = predict.predict(_folder(arguments))
     if arguments.json:
         print(json.dumps(manifest.reference(found), indent=1))
@@ -241,6 +271,14 @@ def _parser() -> argparse.ArgumentParser:
         command = add(name, call, text)
         command.add_argument("folder", nargs="?", help="folder of a built image (default: the last one of `local`)")
         command.add_argument("--json", action="store_true", help="write JSON")
+        if name == "predict":
+            command.add_argument(
+                "--target",
+                choices=("gcp", "azure", "local"),
+                help="registers of that target's machines, unknown ones too",
+            )
+            command.add_argument("--launch", type=Path, metavar="FILE", help="launch document, for PCR 8")
+            command.add_argument("--secure-boot", choices=("on", "off"), default="off", help="of the machine")
     for name, call, text in (
         ("sbom", _sbom, "Write the bill of materials of a built image: CycloneDX 1.6, JSON."),
         ("licences", _licences, "Say what is under which licence, and whose source has to be offered."),

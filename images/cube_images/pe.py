@@ -13,17 +13,32 @@ _SECURITY_DIRECTORY = 4
 
 @dataclass(frozen=True)
 class Image:
-    """A PE image. `sections` maps names to contents as loaded: cut or zero-filled to the virtual size."""
+    """A PE image. `sections` maps names to contents as loaded: cut or zero-filled to the virtual size.
 
-    authenticode: bytes
+    `hashed` are the parts that count for its Authenticode digest, in order.
+    """
+
     sections: dict[str, bytes]
+    hashed: tuple[bytes, ...]
+
+    def digest(self, algorithm: str) -> bytes:
+        """The Authenticode digest with `algorithm` (sha256, sha384)."""
+        total = hashlib.new(algorithm)
+        for part in self.hashed:
+            total.update(part)
+        return total.digest()
+
+    @property
+    def authenticode(self) -> bytes:
+        """The Authenticode digest with SHA-256."""
+        return self.digest("sha256")
 
 
 def parse(data: bytes, what: str) -> Image:
     """Read a PE image; raises `ImageError` that names `what` when it is none.
 
-    The digest is SHA-256 after the "Windows Authenticode Portable Executable Signature Format" (Calculating the PE
-    Image Hash): all but the checksum, the certificate table's directory entry and the certificates.
+    Digests follow the "Windows Authenticode Portable Executable Signature Format" (Calculating the PE Image Hash):
+    all but the checksum, the certificate table's directory entry and the certificates.
     """
     try:
         image = pefile.PE(data=data, fast_load=True)
@@ -43,15 +58,13 @@ def parse(data: bytes, what: str) -> Image:
         ]
     except (pefile.PEFormatError, IndexError, UnicodeDecodeError, AttributeError) as error:
         raise ImageError(f"{what} is not a PE image: {error}") from error
-    total = hashlib.sha256(data[:checksum])
-    total.update(data[checksum + 4 : entry])
-    total.update(data[entry + 8 : header_size])
+    hashed = [data[:checksum], data[checksum + 4 : entry], data[entry + 8 : header_size]]
     end = header_size
     for _, start, size, _ in sorted((item for item in found if item[2]), key=lambda item: item[1]):
-        total.update(data[start : start + size])
+        hashed.append(data[start : start + size])
         end += size
-    total.update(data[end : len(data) - certificates])
+    hashed.append(data[end : len(data) - certificates])
     sections = {
         name: data[start : start + min(size, virtual)].ljust(virtual, b"\0") for name, start, size, virtual in found
     }
-    return Image(total.digest(), sections)
+    return Image(sections, tuple(hashed))

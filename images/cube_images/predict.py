@@ -57,7 +57,7 @@ _GPT_ENTRY = 128
 
 @dataclass(frozen=True)
 class Measurement:
-    """One predicted extend of the SHA-256 bank. `source` names the input that decides it."""
+    """One predicted extend. `source` names the input that decides it."""
 
     pcr: int
     digest: bytes
@@ -66,24 +66,31 @@ class Measurement:
     source: str
 
 
-def _sha256(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
+class _Recipe:
+    """Makes measurements with one hash algorithm."""
 
+    def __init__(self, algorithm: str) -> None:
+        self._algorithm = algorithm
 
-def _separator(pcr: int) -> Measurement:
-    digest = _sha256(bytes(4))
-    return Measurement(pcr, digest, "EV_SEPARATOR", "end of the firmware's own measurements", "firmware")
+    def of(self, pcr: int, content: bytes, kind: str, what: str, source: str) -> Measurement:
+        """The extend with the hash of `content`."""
+        return Measurement(pcr, hashlib.new(self._algorithm, content).digest(), kind, what, source)
 
+    def separator(self, pcr: int) -> Measurement:
+        return self.of(pcr, bytes(4), "EV_SEPARATOR", "end of the firmware's own measurements", "firmware")
 
-def _action(pcr: int, text: str) -> Measurement:
-    return Measurement(pcr, _sha256(text.encode()), "EV_EFI_ACTION", text, "firmware")
+    def action(self, pcr: int, text: str) -> Measurement:
+        return self.of(pcr, text.encode(), "EV_EFI_ACTION", text, "firmware")
 
+    def program(self, image: pe.Image, what: str, source: str) -> Measurement:
+        words = f"{what} (Authenticode digest)"
+        return Measurement(4, image.digest(self._algorithm), "EV_EFI_BOOT_SERVICES_APPLICATION", words, source)
 
-def _variable(vendor: uuid.UUID, name: str) -> Measurement:
-    """UEFI_VARIABLE_DATA of a variable without value, as it is while Secure Boot is off."""
-    data = vendor.bytes_le + struct.pack("<QQ", len(name), 0) + name.encode("utf-16-le")
-    words = f"EFI variable {name}: empty, Secure Boot is off"
-    return Measurement(7, _sha256(data), "EV_EFI_VARIABLE_DRIVER_CONFIG", words, "firmware variables")
+    def variable(self, vendor: uuid.UUID, name: str) -> Measurement:
+        """A firmware variable with no content: UEFI_VARIABLE_DATA is GUID, two lengths, name."""
+        data = vendor.bytes_le + struct.pack("<QQ", len(name), 0) + name.encode("utf-16-le")
+        words = f"EFI variable {name}: empty, Secure Boot is off"
+        return self.of(7, data, "EV_EFI_VARIABLE_DRIVER_CONFIG", words, "firmware variables")
 
 
 def gpt_event(head: bytes) -> bytes:
@@ -109,12 +116,13 @@ def stub_archive(name: str, content: bytes) -> bytes:
 
 
 def kernel_initrd(sections: dict[str, bytes]) -> bytes:
-    """The initrd as the kernel gets it: the .initrd section, then the stub's archives."""
+    """The initrd as the kernel gets it: .ucode, the .initrd section, then the stub's archives."""
     archives = [stub_archive(name, sections[section]) for section, name in _SECTION_FILES if section in sections]
-    return cpio.pad(sections[".initrd"], 4) + b"".join(archives)
+    microcode = cpio.pad(sections.get(".ucode", b""), 4)
+    return microcode + cpio.pad(sections[".initrd"], 4) + b"".join(archives)
 
 
-def measurements(uki: bytes, disk_head: bytes) -> list[Measurement]:
+def measurements(uki: bytes, disk_head: bytes, algorithm: str = "sha256") -> list[Measurement]:
     """All predicted extends, in order within each PCR. `disk_head` is the first MiB of the disk image."""
     image = pe.parse(uki, "the UKI")
     sections = image.sections
@@ -122,62 +130,55 @@ def measurements(uki: bytes, disk_head: bytes) -> list[Measurement]:
         raise ImageError(f"the UKI has no section {', '.join(sorted(missing))}")
     kernel = pe.parse(sections[".linux"], "the kernel in the UKI")
     command_line = sections[".cmdline"].rstrip(b"\0").decode()
-    application = "EV_EFI_BOOT_SERVICES_APPLICATION"
+    make = _Recipe(algorithm)
+    words = (command_line + "\0").encode("utf-16-le")
+    initrd = kernel_initrd(sections)
     found = [
-        _separator(2),
-        _action(4, "Calling EFI Application from Boot Option"),
-        _separator(4),
-        Measurement(4, image.authenticode, application, "the UKI (Authenticode digest)", "uki.efi"),
-        Measurement(4, kernel.authenticode, application, "the kernel (Authenticode digest)", "uki.efi .linux"),
-        _separator(5),
-        Measurement(5, _sha256(gpt_event(disk_head)), "EV_EFI_GPT_EVENT", "partition table", "disk.img"),
-        _action(5, "Exit Boot Services Invocation"),
-        _action(5, "Exit Boot Services Returned with Success"),
-        *(_variable(vendor, name) for vendor, name in _SECURE_BOOT_VARIABLES),
-        _separator(7),
-        Measurement(
-            9,
-            _sha256((command_line + "\0").encode("utf-16-le")),
-            "EV_EVENT_TAG",
-            "kernel command line",
-            "uki.efi .cmdline",
-        ),
-        Measurement(
-            9,
-            _sha256(kernel_initrd(sections)),
-            "EV_EVENT_TAG",
-            "initrd with the stub's own files",
-            "uki.efi .initrd .osrel",
-        ),
+        make.separator(2),
+        make.action(4, "Calling EFI Application from Boot Option"),
+        make.separator(4),
+        make.program(image, "the UKI", "uki.efi"),
+        make.program(kernel, "the kernel", "uki.efi .linux"),
+        make.separator(5),
+        make.of(5, gpt_event(disk_head), "EV_EFI_GPT_EVENT", "partition table", "disk.img"),
+        make.action(5, "Exit Boot Services Invocation"),
+        make.action(5, "Exit Boot Services Returned with Success"),
+        *(make.variable(vendor, name) for vendor, name in _SECURE_BOOT_VARIABLES),
+        make.separator(7),
+        make.of(9, words, "EV_EVENT_TAG", "kernel command line", "uki.efi .cmdline"),
+        make.of(9, initrd, "EV_EVENT_TAG", "initrd with the stub's own files", "uki.efi .initrd .osrel"),
     ]
     for name in _MEASURED_SECTIONS:
         if name in sections:
             source = f"uki.efi {name}"
-            found.append(Measurement(11, _sha256(name.encode() + b"\0"), "uki.section", f"name of {name}", source))
-            found.append(Measurement(11, _sha256(sections[name]), "uki.section", f"content of {name}", source))
+            found.append(make.of(11, name.encode() + b"\0", "uki.section", f"name of {name}", source))
+            found.append(make.of(11, sections[name], "uki.section", f"content of {name}", source))
     found += [
-        Measurement(11, _sha256(phase.encode()), "systemd.phase", f"boot phase {phase}", "systemd-pcrphase")
-        for phase in _PHASES
+        make.of(11, phase.encode(), "systemd.phase", f"boot phase {phase}", "systemd-pcrphase") for phase in _PHASES
     ]
     return found
 
 
 def pcrs(found: Iterable[Measurement]) -> dict[int, bytes]:
-    """PCR values that the measurements lead to, by PCR."""
+    """PCR values of the SHA-256 bank that the measurements lead to, by PCR."""
     values: dict[int, bytes] = {}
     for item in found:
         values[item.pcr] = eventlog.extend("sha256", values.get(item.pcr, bytes(32)), item.digest)
     return values
 
 
-def predict(folder: Path) -> list[Measurement]:
-    """The measurements of a built image in `folder` (uki.efi and disk.img)."""
+def parts(folder: Path) -> tuple[bytes, bytes]:
+    """(UKI, first MiB of the disk) of a built image in `folder`. Raises `ImageError`."""
     try:
         uki = (folder / "uki.efi").read_bytes()
         with (folder / "disk.img").open("rb") as disk:
-            head = disk.read(1 << 20)
+            return uki, disk.read(1 << 20)
     except OSError as error:
         raise ImageError(
             f"{error.filename} can't be read: {error.strerror}", "name the folder of a built image"
         ) from error
-    return measurements(uki, head)
+
+
+def predict(folder: Path) -> list[Measurement]:
+    """The measurements of a built image in `folder` (uki.efi and disk.img)."""
+    return measurements(*parts(folder))

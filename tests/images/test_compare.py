@@ -158,5 +158,6 @@ def test_a_changed_command_line_shows_in_words(image: Any, tmp_path: Path) -> No
     assert [change.name for change in found.command_line] == ["roothash"]
     assert [change.name for change in found.sections] == [".cmdline"]
     moving = {register.name: register.causes for register in found.registers if register.moves}
-    assert moving.keys() == {"PCR 4", "PCR 9", "PCR 11"}
+    assert moving.keys() == {"PCR 4", "PCR 9", "PCR 11", "RTMR1 (gcp)", "RTMR2 (gcp)"}
+    assert moving["RTMR2 (gcp)"] == moving["PCR 11"]
     assert moving["PCR 11"] == ("content of .cmdline changed, from uki.efi .cmdline",)

@@ -9,7 +9,9 @@ from typing import Any
 
 from cube_attestation import dsse
 
-from cube_images import pe
+from cube_images import pe, predict
+from cube_images.platforms import gcp
+from cube_images.platforms.registers import fold
 from cube_images.provenance.described import Described
 
 _INPUTS = ("flavour", "definition", "lock")
@@ -136,7 +138,7 @@ def _causes(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, An
             found += [
                 f"{old['what']} changed, from {old['from']}"
                 for old, new in zip(before[a1:a2], after[b1:b2], strict=True)
-                if old["sha256"] != new["sha256"]
+                if old.get("digest", old.get("sha256")) != new.get("digest", new.get("sha256"))
             ]
             continue
         found += [f"{row['what']} is no longer measured, from {row['from']}" for row in before[a1:a2]]
@@ -155,6 +157,29 @@ def _registers(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Reg
             Register(f"PCR {pcr}", values[0].get(pcr, ""), values[1].get(pcr, ""), _causes(rows[0], rows[1]))
         )
     return tuple(found)
+
+
+def _trust_domain(before: Described, after: Described) -> tuple[Register, ...]:
+    """RTMR1 and RTMR2 of a trust domain on Google Cloud: the same inputs, SHA-384, in other registers."""
+    sides: list[dict[str, list[predict.Measurement]]] = []
+    for image in (before, after):
+        uki, head = predict.parts(image.file("uki.efi").parent)
+        found = predict.measurements(uki, head, "sha384")
+        sides.append({"RTMR1": gcp.rtmr1(found), "RTMR2": gcp.rtmr2(found)})
+    rows = [{name: [_event(item) for item in events] for name, events in side.items()} for side in sides]
+    return tuple(
+        Register(
+            f"{name} (gcp)",
+            fold("sha384", sides[0][name]).hex(),
+            fold("sha384", sides[1][name]).hex(),
+            _causes(rows[0][name], rows[1][name]),
+        )
+        for name in ("RTMR1", "RTMR2")
+    )
+
+
+def _event(item: predict.Measurement) -> dict[str, str]:
+    return {"type": item.type, "what": item.what, "from": item.source, "digest": item.digest.hex()}
 
 
 def _uki(image: Described) -> dict[str, bytes]:
@@ -176,6 +201,9 @@ def compare(before: Described, after: Described, files: tuple[Change, ...] = ())
     old, new = before.payload, after.payload
     sections: tuple[Change, ...] = ()
     command_line: tuple[Change, ...] = ()
+    trust_domain: tuple[Register, ...] = ()
+    if before.has("uki.efi", "disk.img") and after.has("uki.efi", "disk.img"):
+        trust_domain = _trust_domain(before, after)
     if before.has("uki.efi") and after.has("uki.efi"):
         parts = _uki(before), _uki(after)
         sections = changes(_section_digests(parts[0]), _section_digests(parts[1]))
@@ -194,5 +222,5 @@ def compare(before: Described, after: Described, files: tuple[Change, ...] = ())
         command_line=command_line,
         files=files,
         results=changes({name: old[name] for name in _RESULTS}, {name: new[name] for name in _RESULTS}),
-        registers=_registers(old, new),
+        registers=_registers(old, new) + trust_domain,
     )
