@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import ssl
 import threading
+from pathlib import Path
 
 import pytest
 from cube_attestation import client
@@ -135,6 +137,14 @@ def test_answers_are_whole_responses_in_openais_shape(words: str, status: int) -
     error = json.loads(body)["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["message"].isprintable() or not error["message"]
+
+
+def test_the_documented_codes_are_the_ones_that_exist() -> None:
+    root = Path(__file__).resolve().parents[2]
+    sources = (root / "attestation" / "cube_attestation" / "connect").glob("*.py")
+    used = {code for source in sources for code in re.findall(r'"(connect\.[a-z_.]+)"', source.read_text())}
+    page = (root / "docs" / "verify-it-yourself.md").read_text()
+    assert used == set(re.findall(r"^\| `(connect\.[a-z_.]+)` \|", page, flags=re.MULTILINE))
 
 
 def both(behave) -> tuple[Channel, socket.socket, threading.Thread]:  # type: ignore[no-untyped-def]
