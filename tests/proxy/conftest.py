@@ -80,7 +80,7 @@ class LoginService:
         claims = {name: value for name, value in {**claims, **changes}.items() if value is not None}
         key = self.keys[-1]
         headers = {"alg": self._algorithm(key), "kid": key.thumbprint(), "typ": "JWT", **(header or {})}
-        return jwt.encode(headers, claims, key)
+        return jwt.encode({name: value for name, value in headers.items() if value is not None}, claims, key)
 
 
 @dataclass
