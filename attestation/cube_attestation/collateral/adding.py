@@ -105,13 +105,14 @@ def _only_collateral(name: str, material: Material) -> None:
 
 def _place(part: Part, evidence: Collection) -> tuple[Collection, str]:
     """The evidence with the part where it fits first, or why it fits nowhere."""
-    problem = "the bundle has no evidence that it could be about"
+    problem = ""
     for place in part.places:
         try:
             return place(evidence), ""
         except (BadInput, NotAuthentic) as error:
-            problem = str(error)
-    return evidence, problem
+            if not problem or getattr(error, "why", "") != "other":
+                problem = str(error)
+    return evidence, problem or "the bundle has no evidence that it could be about"
 
 
 def _at(need: Need, data: bytes) -> Place:
@@ -136,8 +137,7 @@ def _amd_chain(given: Given) -> Iterator[Part]:
         for one in mine:
             yield Part(one.der, amd.CERTIFICATES, one.name, ())
         return
-    line = _AMD_CA.fullmatch(mine[0].common_name)
-    product = report.product or (line[1] if line else "")
+    product = report.product or _line(mine[0], (*_certificates(given.everything), *_held(given.evidence)))
     kind = report.signing_key
     other = "SEV-" if kind == "vlek" else "SEV-VLEK-"
     pool = [one for one in _certificates(given.everything) if _AMD_CA.fullmatch(one.common_name)]
@@ -149,6 +149,19 @@ def _amd_chain(given: Given) -> Iterator[Part]:
             yield Part(one.der, amd.CERTIFICATES, one.name, (place,))
         else:
             yield Part(one.der, amd.CERTIFICATES, f"{one.name} ({other.strip('-')} or another product line)", ())
+
+
+def _held(evidence: Collection) -> tuple[Certificate, ...]:
+    return amd.endorsements(evidence).certificates
+
+
+def _line(authority: Certificate, pool: Sequence[Certificate]) -> str:
+    """The product line of a version 2 report: its key's, where that is there, else the chain's. Never Turin."""
+    for one in pool:
+        if snp.key_kind(one):
+            return snp.parse_endorsement_key(one).product
+    named = _AMD_CA.fullmatch(authority.common_name)
+    return named[1] if named and named[1] != "Turin" else ""
 
 
 def _chain(chain: bytes, kind: str, product: str, context: Context, evidence: Collection) -> Collection:
@@ -169,13 +182,16 @@ def _answered(accept: Callable[[Answer, Collection], Collection], data: bytes, e
 
 def _issuers(given: Given) -> Iterator[Part]:
     """Issuers of attestation keys, from the leaf up: each is a place only once the one below is there."""
-    left = [
-        one
-        for one in _certificates(given.material)
-        if not snp.key_kind(one) and not _AMD_CA.fullmatch(one.common_name) and "Intel" not in one.name
-    ]
-    for one in left:
-        yield Part(one.der, issuers.AZURE, one.name, (partial(_any_issuer, one, left, given.context),))
+    mine, everybodys = (
+        [
+            one
+            for one in _certificates(material)
+            if not snp.key_kind(one) and not _AMD_CA.fullmatch(one.common_name) and "Intel" not in one.name
+        ]
+        for material in (given.material, given.everything)
+    )
+    for one in mine:
+        yield Part(one.der, issuers.AZURE, one.name, (partial(_any_issuer, one, everybodys, given.context),))
 
 
 def _any_issuer(

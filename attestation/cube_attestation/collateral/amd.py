@@ -73,10 +73,15 @@ def _verify(report: abi.Report, given: verify.Endorsements, context: Context) ->
 
 
 def _issuers(
-    kind: str, product: str, certificates: Sequence[certificate.Certificate], context: Context
+    kind: str,
+    product: str,
+    certificates: Sequence[certificate.Certificate],
+    context: Context,
+    *,
+    published: bool = True,
 ) -> tuple[certificate.Certificate, ...]:
-    """The intermediates and roots of a product line, in the bundle or published, that lead to an accepted root."""
-    pool = (*certificates, *amd.published())
+    """Intermediate and root of a product line that lead to an accepted root; ``published``: also those shipped."""
+    pool = (*certificates, *(amd.published() if published else ()))
     common = f"SEV-VLEK-{product}" if kind == "vlek" else f"SEV-{product}"
     for one in pool:
         if one.common_name == common:
@@ -140,7 +145,7 @@ def accept_leaf(answer: Answer, evidence: Collection, *, context: Context) -> Co
     given = endorsements(evidence)
     others = tuple(one for one in given.certificates if abi.key_kind(one) != abi.key_kind(leaf))
     found = _verify(report, verify.Endorsements((leaf, *others), given.crls), context)
-    for reason in found.forged:
+    for reason in sorted(found.forged, key=lambda reason: reason.code.startswith("snp.chain.")):
         if reason.code not in _LIST_CODES and reason.code != "snp.chain.revoked":
             raise NotAuthentic(reason.words, why=reason.code, where="VCEK")
     return store.put(evidence, CERTIFICATES, store.pem((leaf, *others)))
@@ -149,8 +154,8 @@ def accept_leaf(answer: Answer, evidence: Collection, *, context: Context) -> Co
 def accept_chain(answer: Answer, evidence: Collection, *, kind: str, product: str, context: Context) -> Collection:
     """Intermediate and root, which lead to an accepted root of ``product``."""
     offered = certificate.load(answer.body, where="AMD's chain")
-    chain = _issuers(kind, product, offered, context)
-    if not chain or any(one not in chain for one in offered):
+    chain = _issuers(kind, product, offered, context, published=False)
+    if not chain:
         raise NotAuthentic(
             f"does not lead to an accepted root of {product}", why="untrusted_root", where="AMD's chain"
         )
