@@ -8,16 +8,18 @@ import shutil
 import struct
 import subprocess
 import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cube_attestation import dsse
 from cube_attestation.dsse import LocalSigner
 from cube_attestation.errors import NotAuthentic
-from cube_images import cli, manifest
+from cube_images import cli, lock, manifest, verification
 from cube_images.build import Image
 from cube_images.errors import ImageError
-from cube_images.provenance import described
+from cube_images.provenance import described, statement
 from cube_images.provenance.described import Described
 from cube_images.release import azure, export, publish, source
 from hypothesis import given
@@ -258,12 +260,34 @@ def test_published_and_fetched(small: Described, tmp_path: Path) -> None:
     assert all(line.endswith("already there") for line in lines)
 
 
+def test_an_image_signed_with_an_expiry_and_provenance_is_published_under_its_own_name(
+    small: Described, tmp_path: Path, signer: LocalSigner
+) -> None:
+    store = tmp_path / "store"
+    locked = f"sha256:{lock.load('local').digest()}"
+    image = Described({**small.payload, "lock": locked}, small.folder)
+    small.file("payload.json").write_text(json.dumps(image.payload, sort_keys=True, separators=(",", ":")))
+    for now in (datetime(2026, 11, 24, tzinfo=UTC), datetime(2026, 12, 24, tzinfo=UTC)):
+        statement.sign(image, signer, now=now, days=30)
+        publish.publish(image, store, quiet)
+    (index,) = (store / "images").iterdir()
+    assert index.stem == image.digest.removeprefix("sha256:")
+    fetched = publish.fetch(store, image.digest, tmp_path / "out", quiet)
+    papers = tmp_path / "papers"  # without the disk, whose content is none that predicts anything
+    papers.mkdir()
+    for name in ("manifest.json", "provenance.json"):
+        shutil.copy(fetched.file(name), papers / name)
+    lines = verification.verify(papers, dsse.spki_digest(signer.spki), now)
+    assert "good until 2027-01-23T00:00:00Z" in lines, "the one that was signed last"
+    assert any(line.startswith("provenance: built from ") for line in lines)
+
+
 def test_an_interrupted_publication_shows_nothing_and_goes_on(
     small: Described, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = tmp_path / "store"
     monkeypatch.setattr(publish, "CHUNK", 4096)
-    monkeypatch.setattr(publish, "_EVERY_SECONDS", 0)
+    monkeypatch.setattr(source, "_EVERY_SECONDS", 0)
     seen = 0
 
     def interrupt(line: str) -> None:
@@ -288,6 +312,26 @@ def test_an_interrupted_publication_shows_nothing_and_goes_on(
 def part_share(image: Described) -> int:
     """Per cent of the disk that 100 chunks of 4096 bytes are."""
     return 100 * 4096 * 100 // image.file("disk.img").stat().st_size
+
+
+def test_a_folder_with_another_image_never_passes_for_this_one(small: Described, tmp_path: Path) -> None:
+    store, target = tmp_path / "store", tmp_path / "out"
+    publish.publish(small, store, quiet)
+    shutil.copytree(small.file("disk.img").parent, target)
+    (target / "payload.json").write_text(json.dumps({**small.payload, "id": "other"}))
+    (target / "disk.img").write_bytes(b"another disk")
+    (target / "provenance.json").write_text("{}")
+
+    def interrupt(line: str) -> None:
+        if line == "disk.img: fetched":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        publish.fetch(store, small.digest, target, interrupt)
+    with pytest.raises(ImageError, match="holds no built image"):
+        described.load(target)
+    assert publish.fetch(store, small.digest, target, quiet).digest == small.digest
+    assert not (target / "provenance.json").exists()
 
 
 def test_a_rotten_part_is_not_built_upon(small: Described, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cube_attestation import dsse, jcs
+from cube_attestation import dsse
 from cube_attestation import manifest as format_
 from cube_attestation.errors import AttestationError
 
@@ -30,8 +30,8 @@ class Described:
 
     @property
     def digest(self) -> str:
-        """Digest of the payload: the identity of the image."""
-        return dsse.digest(jcs.dumps(self.payload))
+        """The identity of the image: digest of the payload without its expiry."""
+        return format_.identity(self.payload)
 
     def file(self, name: str) -> Path:
         """A file of the built image; raises `ImageError` when there is none."""

@@ -9,9 +9,8 @@ from typing import Any
 
 from cube_images import flavour
 from cube_images.provenance.described import Described
-from cube_images.release import azure, gcp, qcow2
+from cube_images.release import azure, gcp, qcow2, source
 from cube_images.release.source import Progress
-from cube_images.wheels import sha256_file
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def export(image: Described, target: str, folder: Path, say: Progress) -> dict[s
         "target": target,
         "image": image.digest,
         "file": path.name,
-        "sha256": sha256_file(path),
+        "sha256": source.digest(path, say).removeprefix("sha256:"),
         "size": path.stat().st_size,
         "diskSize": size,
         **(form.resource or {}),

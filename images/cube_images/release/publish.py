@@ -10,7 +10,6 @@ Interrupted, the next run goes on where this one stopped. Anything served over H
 import hashlib
 import json
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,11 @@ from cube_images.errors import ImageError
 from cube_images.paths import locked, require_space
 from cube_images.provenance import statement
 from cube_images.provenance.described import PAYLOAD, Described, load
-from cube_images.release.source import CHUNK, Progress
-from cube_images.wheels import sha256_file
+from cube_images.release.source import CHUNK, Pace, Progress
+from cube_images.release.source import digest as file_digest
 
 _REQUIRED = (PAYLOAD, manifest.NAME, "disk.img", "uki.efi", "OVMF_CODE.fd", "OVMF_VARS.fd")
 _OPTIONAL = (statement.NAME,)
-_EVERY_SECONDS = 1.5
 
 
 def _blob(store: Path, digest: str) -> Path:
@@ -45,8 +43,8 @@ def _index(store: Path, digest: str) -> Path:
 def _copy(source: Path, target: Path, digest: str, say: Progress) -> None:
     """Copy a file to `target` by way of `.<name>.part`, from where an earlier copy stopped; checks its hash."""
     part = target.with_name(f".{target.name}.part")
-    size, last = source.stat().st_size, time.monotonic()
-    total = hashlib.sha256()
+    size, total = source.stat().st_size, hashlib.sha256()
+    pace = Pace(source.name, size, say)
     with source.open("rb") as data, part.open("ab+") as out:
         done = min(out.tell(), size)
         out.seek(0)
@@ -60,9 +58,7 @@ def _copy(source: Path, target: Path, digest: str, say: Progress) -> None:
         while chunk := data.read(CHUNK):
             out.write(chunk)
             total.update(chunk)
-            if time.monotonic() - last > _EVERY_SECONDS:
-                last = time.monotonic()
-                say(f"{source.name}: {out.tell() * 100 // size} % of {size >> 20} MiB")
+            pace.at(out.tell())
         out.flush()
         os.fsync(out.fileno())
     if (found := f"sha256:{total.hexdigest()}") != digest:
@@ -78,7 +74,7 @@ class _Restart(Exception):
 def _transfer(source: Path, target: Path, digest: str, say: Progress) -> bool:
     """Bring a file to `target` unless it is there whole; whether anything had to be copied."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.is_file() and f"sha256:{sha256_file(target)}" == digest:
+    if target.is_file() and file_digest(target, say) == digest:
         return False
     target.unlink(missing_ok=True)
     require_space(target.parent, source.stat().st_size, source.name)
@@ -115,7 +111,7 @@ def publish(image: Described, store: Path, say: Progress) -> Path:
     names = [*_REQUIRED, *(name for name in _OPTIONAL if image.has(name))]
     for name in names:
         path = image.file(name)
-        digest = f"sha256:{sha256_file(path)}"
+        digest = file_digest(path, say)
         if expected.get(name, digest) != digest:
             raise NotAuthentic(
                 f"{name} is {digest}, the manifest says {expected[name]}", why="invalid", where=str(path)
@@ -182,6 +178,10 @@ def fetch(store: Path, digest: str, target: Path, say: Progress) -> Described:
             )
     target.mkdir(parents=True, exist_ok=True)
     with locked(target):
+        if not (target / PAYLOAD).is_file() or file_digest(target / PAYLOAD, say) != files[PAYLOAD]["digest"]:
+            # Another image's, or what is left of one: nothing of it may pass for a part of this.
+            for name in (PAYLOAD, manifest.NAME, *_OPTIONAL):
+                (target / name).unlink(missing_ok=True)
         # The payload last: a folder that has it is whole.
         for name in sorted(files, key=lambda name: name == PAYLOAD):
             _transfer(blobs[name], target / name, files[name]["digest"], say)

@@ -22,15 +22,40 @@ def rounded(size: int, unit: int) -> int:
     return max(1, -(-size // unit)) * unit
 
 
+class Pace:
+    """Says how far work on `size` bytes is, now and then."""
+
+    def __init__(self, what: str, size: int, say: Progress) -> None:
+        self._what, self._size, self._say = what, size, say
+        self._last = time.monotonic()
+
+    def at(self, done: int) -> None:
+        """`done` bytes are."""
+        if time.monotonic() - self._last > _EVERY_SECONDS:
+            self._last = time.monotonic()
+            self._say(f"{self._what}: {done * 100 // max(1, self._size)} % of {self._size >> 20} MiB")
+
+
+def digest(path: Path, say: Progress) -> str:
+    """`sha256:…` of a file."""
+    pace, total, done = Pace(f"checking {path.name}", path.stat().st_size, say), hashlib.sha256(), 0
+    with path.open("rb") as source:
+        while chunk := source.read(CHUNK):
+            total.update(chunk)
+            done += len(chunk)
+            pace.at(done)
+    return f"sha256:{total.hexdigest()}"
+
+
 class DiskReader:
     """Reads a file, then zeros up to `length`; at the end of the file its SHA-256 has to be `digest`."""
 
     def __init__(self, path: Path, length: int, digest: str, say: Progress) -> None:
-        self._path, self._length, self._digest, self._say = path, length, digest, say
+        self._path, self._length, self._digest = path, length, digest
         self._file = path.open("rb")
         self._hash = hashlib.sha256()
         self._at, self._whole = 0, False
-        self._last = time.monotonic()
+        self._pace = Pace("writing", length, say)
 
     def read(self, size: int = -1) -> bytes:
         """Up to `size` bytes; b"" at the end. Raises `NotAuthentic` when the file is not that of the manifest."""
@@ -42,9 +67,7 @@ class DiskReader:
             self._check()
         data = data.ljust(size, b"\0")
         self._at += len(data)
-        if time.monotonic() - self._last > _EVERY_SECONDS:
-            self._last = time.monotonic()
-            self._say(f"{self._at * 100 // self._length} % of {self._length >> 20} MiB")
+        self._pace.at(self._at)
         return data
 
     def _check(self) -> None:
