@@ -250,6 +250,7 @@ def test_peers_that_do_not_speak_tls(
         ("https://x:8444/path", BAD_INPUT, "is no address"),
         ("https://x:99999", BAD_INPUT, "is no address"),
         ("https://x:0", BAD_INPUT, "is no address"),
+        ("http://127.0.0.1:8444", BAD_INPUT, "https://"),
         ("https://", BAD_INPUT, "is no address"),
     ],
 )

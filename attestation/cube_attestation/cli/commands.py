@@ -85,7 +85,7 @@ def _verify(options: argparse.Namespace) -> int:
     policy = policies.load(_read(options.policy), where=options.policy)
     now = _clock(options.at)
     key = _signing_key(options)
-    if options.subject.startswith("https://"):
+    if "://" in options.subject:
         bundle, verdict = _verify_live(options, policy, now)
     else:
         if options.save or options.endorsements:
