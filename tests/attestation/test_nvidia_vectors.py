@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import json
 import re
@@ -18,7 +17,6 @@ from cube_attestation.nvidia import abi, chains, rim, verify
 from cube_attestation.nvidia.appraise import Collateral, appraise, appraise_rim
 from cube_attestation.nvidia.policy import NvidiaPolicy
 from cube_attestation.tokens import abi as tokens
-from cube_attestation.x509 import certificate as certificates
 from cube_attestation.x509 import certificate as x509
 
 ANY = frozenset({"nvidia.device_ocsp", "nvidia.rim_ocsp", "nvidia.driver_rim", "nvidia.vbios_rim", "nvidia.fwid"})
@@ -371,35 +369,3 @@ def test_no_file_is_left_out(vectors: Path) -> None:
         rows = [row["file"] for row in csv.DictReader(index, delimiter="\t") if row["kind"] == "nvidia"]
     assert rows
     assert set(rows) - set(CASES) == set()
-
-
-@pytest.mark.parametrize("file", sorted(name for name in CASES if name.endswith((".xml", ".swidtag"))))
-def test_signxml_agrees(file: str, vectors: Path) -> None:
-    """An independent implementation of XML signatures, on each manifest and on a changed one."""
-    signxml = pytest.importorskip("signxml")
-    algorithms = pytest.importorskip("signxml.algorithms")
-
-    data = (vectors / file).read_bytes()
-    try:
-        path = rim.verify(data, RIM_ROOTS, at("2024-06-01")).path
-        ours, leaf, now = True, path.certificates[0], at("2024-06-01")
-    except NotAuthentic as error:
-        ours = error.why.startswith("chain.")  # then the signature itself held
-        found = re.search(r"<ds:X509Certificate>([^<]+)", data.decode())
-        assert found is not None
-        leaf = certificates.parse(base64.b64decode(found.group(1)))
-        now = leaf.not_before + timedelta(hours=1)
-    config = signxml.SignatureConfiguration(
-        signature_methods=frozenset({algorithms.SignatureMethod.ECDSA_SHA384}),
-        digest_algorithms=frozenset({algorithms.DigestAlgorithm.SHA384}),
-        verification_time=now,
-    )
-    pem = "-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(leaf.der).decode() + "-----END CERTIFICATE-----\n"
-    for changed in (False, True):
-        text = data.replace(b'size="48"', b'size="47"', 1) if changed else data
-        try:
-            signxml.XMLVerifier().verify(text, x509_cert=pem, expect_config=config)
-            theirs = True
-        except signxml.exceptions.InvalidSignature:
-            theirs = False
-        assert theirs == (ours and not changed)
