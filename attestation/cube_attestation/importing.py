@@ -8,7 +8,6 @@ are missing; collateral can be added to it.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 
 from . import jcs
 from .bundle import Bundle
@@ -16,6 +15,7 @@ from .check.tdx import collateral as intel
 from .check.tdx import is_cc_log
 from .check.tpm import Assembled, assembled
 from .cmw import ENDORSEMENTS, Collection
+from .collateral.store import pem, pem_lists
 from .errors import BadInput
 from .recognise import Material
 from .tpm import abi
@@ -55,14 +55,6 @@ def bundle(material: Material) -> Bundle:
     return Bundle(evidence)
 
 
-def _pem(certificates: Sequence[certificate.Certificate]) -> bytes:
-    lines = (
-        b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(one.der) + b"-----END CERTIFICATE-----\n"
-        for one in certificates
-    )
-    return b"".join(lines)
-
-
 def _certified(evidence: Collection, material: Material) -> Collection:
     """Certificates and lists by whose they are: AMD's, Intel's (with the collateral), or the TPM's."""
     found = certificate.load_all(material.certificates, where="certificates")
@@ -70,28 +62,25 @@ def _certified(evidence: Collection, material: Material) -> Collection:
     others = [one for one in found if one not in amd and not _names(one, "Intel") and not _names(one, "NVIDIA")]
     if amd:
         media = "application/vnd.cube.snp-certificates"
-        evidence = evidence.with_item("snp-certificates", media, _pem(amd), ENDORSEMENTS)
+        evidence = evidence.with_item("snp-certificates", media, pem(amd), ENDORSEMENTS)
     elif material.snp_tables:
         media = "application/vnd.cube.snp-certificates"
         evidence = evidence.with_item("snp-certificates", media, material.snp_tables[0], ENDORSEMENTS)
     leaves = [one for one in others if not one.basic_constraints()[0]]
     issuers = [one for one in others if one not in leaves]
     if leaves and material.hcl_reports:
-        evidence = evidence.with_item("azure-ak-chain", PEM_CHAIN, _pem((leaves[0], *issuers)), ENDORSEMENTS)
+        evidence = evidence.with_item("azure-ak-chain", PEM_CHAIN, pem((leaves[0], *issuers)), ENDORSEMENTS)
     elif leaves and (material.quotes or material.attests):
         evidence = evidence.with_item("ak-certificate", "application/pkix-cert", leaves[0].der, ENDORSEMENTS)
         if issuers:
-            evidence = evidence.with_item("ak-chain", PEM_CHAIN, _pem(issuers), ENDORSEMENTS)
+            evidence = evidence.with_item("ak-chain", PEM_CHAIN, pem(issuers), ENDORSEMENTS)
     lists = [(data, certificate.describe(crl.load(data, where="revocation list").issuer)) for data in material.crls]
     for data in [data for data, issuer in lists if "CN=ARK-" in issuer][:1]:
         evidence = evidence.with_item("snp-crl", CRL, data, ENDORSEMENTS)
     authorities = {certificate.describe(one.subject) for one in issuers}
     azure = [data for data, issuer in lists if "Virtual TPM" in issuer or issuer in authorities]
     if azure and material.hcl_reports:
-        text = b"".join(
-            b"-----BEGIN X509 CRL-----\n" + base64.encodebytes(data) + b"-----END X509 CRL-----\n" for data in azure
-        )
-        evidence = evidence.with_item("azure-crls", "application/vnd.cube.crls", text, ENDORSEMENTS)
+        evidence = evidence.with_item("azure-crls", "application/vnd.cube.crls", pem_lists(azure), ENDORSEMENTS)
     return evidence
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import secrets
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -121,7 +120,7 @@ def run_fetch(options: argparse.Namespace) -> int:
         refresh=options.refresh,
         say=_say,
     )
-    outcome = fetcher.complete(bundle, context)
+    outcome = fetcher.complete(bundle, context, live=options.at is None)
     if not outcome.got and not outcome.failed:
         _say("nothing is lacking")
     _write_bundle(options, outcome.bundle)
@@ -242,6 +241,8 @@ def _bundle(options: argparse.Namespace) -> Bundle:
 
 
 def _context(options: argparse.Namespace, endpoints: Endpoints) -> Context:
+    import secrets
+
     from cube_attestation import policy as policies
     from cube_attestation.collateral.model import Context
 

@@ -17,7 +17,7 @@ from .http import Client, Unknown
 from .model import Accept, Answer, Context, Need, Request
 from .needs import find
 
-MAX_ROUNDS = 12  # a chain of issuers comes one by one
+MAX_PIECES = 256  # more than any machine needs
 
 
 @dataclass(frozen=True)
@@ -50,30 +50,33 @@ class Fetcher:
     refresh: bool = False
     say: Callable[[str], None] = lambda _: None
 
-    def complete(self, bundle: Bundle, context: Context) -> Outcome:
-        """Never raises for a piece that can't be had; raises BadInput for a record of sources that is broken."""
+    def complete(self, bundle: Bundle, context: Context, *, live: bool = False) -> Outcome:
+        """Ask for one piece after the other. ``live``: judge by the clock as it runs, not by the context's.
+
+        Never raises for a piece that can't be had; raises BadInput for a record of sources that is broken.
+        """
         sources.read(bundle.evidence)
         evidence = bundle.evidence
         got: dict[str, Need] = {}
         failed: dict[str, Failure] = {}
         listed: list[sources.Source] = []
         down: set[tuple[str, str]] = set()
-        for _ in range(MAX_ROUNDS):
-            waiting = [need for need in find(evidence, context) if need.name not in {**got, **failed}]
-            if not waiting:
+        for _ in range(MAX_PIECES):
+            if live:
+                context = replace(context, now=self.clock())
+            waiting = (need for need in find(evidence, context) if need.name not in got and need.name not in failed)
+            need = next(waiting, None)
+            if need is None:
                 break
-            for need in waiting:
-                try:
-                    evidence, answer = self._one(need, evidence, down)
-                except AttestationError as error:
-                    failed[need.name] = Failure(need, error)
-                    self.say(f"{need.what}: failed: {error}")
-                    continue
-                got[need.name] = need
-                listed.append(self._source(need, answer))
-                self.say(
-                    f"{need.what}: {len(answer.body)} bytes from {'the cache' if answer.stored else answer.url}"
-                )
+            try:
+                evidence, answer = self._one(need, evidence, down)
+            except AttestationError as error:
+                failed[need.name] = Failure(need, error)
+                self.say(f"{need.what}: failed: {error}")
+                continue
+            got[need.name] = need
+            listed.append(self._source(need, answer))
+            self.say(f"{need.what}: {len(answer.body)} bytes from {'the cache' if answer.stored else answer.url}")
         if listed:
             evidence = sources.record(bundle.evidence, evidence, listed)
         return Outcome(replace(bundle, evidence=evidence), tuple(got.values()), tuple(failed.values()))

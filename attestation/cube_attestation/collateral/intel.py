@@ -130,6 +130,8 @@ def put_document(body: bytes, chain: bytes, evidence: Collection, *, label: str,
 def accept_list(answer: Answer, evidence: Collection, *, label: str, context: Context) -> Collection:
     """A revocation list, in DER, hex or PEM."""
     data = crl_bytes(answer.body, where=label)
+    if not data:
+        raise BadInput("is empty", where=label)
     _check(Collateral(root_crl=data) if label == ROOT_CRL else Collateral(pck_crl=data), evidence, label, context)
     return store.put(evidence, label, data)
 

@@ -56,7 +56,7 @@ def _azure(evidence: Collection, context: Context, *, every: bool = False) -> tu
         known = path.check_revocation((child, issuer), lists, context.now, max_age=context.azure.max_crl_age)
         words = next((words for _, words in known.problems), "a newer one" if every else "")
         if words and CRL_POINTS in child.extensions:
-            asked = _asked(_points(child), requests.CRL, crl.MAX_BYTES)
+            asked = _asked(_points(child), requests.DER, crl.MAX_BYTES)
             accept = partial(accept_list, issuer=issuer, context=context)
             what = f"revocation list of {issuer.name}"
             wanted.append(
@@ -83,7 +83,7 @@ def _google(evidence: Collection, context: Context) -> tuple[Need, ...]:
 
 def _issuer_need(label: str, child: Certificate, context: Context) -> Need:
     """The certificate above ``child``."""
-    asked = _asked(_issuer_addresses(child), requests.CERTIFICATE, certificate.MAX_BYTES)
+    asked = _asked(_issuer_addresses(child), requests.DER, certificate.MAX_BYTES)
     return Need(
         f"issuer.{child.spki_digest[7:23]}",
         label,

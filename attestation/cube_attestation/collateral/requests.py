@@ -20,9 +20,10 @@ from .model import Request
 from .services import names
 
 JSON = ("application/json", "text/plain")
-CERTIFICATE = ("application/pkix-cert", "application/x-x509-ca-cert", "application/x-x509-user-cert",
-               "application/x-pem-file", "application/pem-certificate-chain", "text/plain")  # fmt: skip
-CRL = ("application/pkix-crl", "application/x-pkcs7-crl", "application/x-pem-file", "text/plain")
+# Servers tell the types of certificates and lists by their files' names, and Intel's list is called .der
+DER = ("application/pkix-cert", "application/x-x509-ca-cert", "application/x-x509-user-cert",
+       "application/pkix-crl", "application/x-pkcs7-crl", "application/x-pem-file",
+       "application/pem-certificate-chain", "text/plain")  # fmt: skip
 NONCE = der.oid("1.3.6.1.5.5.7.48.1.2")
 _SHA384 = der.encode(der.SEQUENCE, der.encode(der.OID, der.oid("2.16.840.1.101.3.4.2.2")), der.encode(der.NULL))
 
@@ -34,17 +35,17 @@ def vcek(product: str, hardware_id: bytes, tcb: Tcb) -> Request:
         parts = {"fmcSPL": tcb.fmc, **parts}
     query = "&".join(f"{name}={value:02d}" for name, value in parts.items())
     path = f"/vcek/v1/{product}/{hardware_id.hex()}?{query}"
-    return Request("amd-kds", path, CERTIFICATE, certificate.MAX_BYTES)
+    return Request("amd-kds", path, DER, certificate.MAX_BYTES)
 
 
 def amd_chain(kind: str, product: str) -> Request:
     """Intermediate and root of a product line, PEM; ``kind`` is vcek or vlek."""
-    return Request("amd-kds", f"/{kind}/v1/{product}/cert_chain", CERTIFICATE, 4 * certificate.MAX_BYTES)
+    return Request("amd-kds", f"/{kind}/v1/{product}/cert_chain", DER, 4 * certificate.MAX_BYTES)
 
 
 def amd_crl(kind: str, product: str) -> Request:
     """The root's revocation list."""
-    return Request("amd-kds", f"/{kind}/v1/{product}/crl", CRL, crl.MAX_BYTES)
+    return Request("amd-kds", f"/{kind}/v1/{product}/crl", DER, crl.MAX_BYTES)
 
 
 def tcb_info(tee: str, fmspc: bytes) -> Request:
@@ -59,14 +60,14 @@ def qe_identity(tee: str) -> Request:
 
 def pck_crl(authority: str) -> Request:
     """The list of the PCK CA ``platform`` or ``processor``."""
-    return Request("intel-pcs", f"/sgx/certification/v4/pckcrl?ca={authority}&encoding=der", CRL, MAX_CRL)
+    return Request("intel-pcs", f"/sgx/certification/v4/pckcrl?ca={authority}&encoding=der", DER, MAX_CRL)
 
 
 def intel_root_crl(*, pccs: bool) -> Request:
     """The root CA's list, from Intel or from the PCCS that stands in for it."""
     if pccs:
-        return Request("intel-pcs", "/sgx/certification/v4/rootcacrl", CRL, MAX_CRL)
-    return Request("intel-root-crl", "/IntelSGXRootCA.der", CRL, MAX_CRL)
+        return Request("intel-pcs", "/sgx/certification/v4/rootcacrl", DER, MAX_CRL)
+    return Request("intel-root-crl", "/IntelSGXRootCA.der", DER, MAX_CRL)
 
 
 def rim(identifier: str) -> Request:
@@ -108,7 +109,9 @@ def ocsp_request(subject: certificate.Certificate, issuer: certificate.Certifica
 def launch_endorsement(mr_td: bytes) -> Request:
     """Google's signed statement about the firmware with this MRTD."""
     path = f"/gce_tcb_integrity/ovmf_x64_csm/tdx/{mr_td.hex()}.binarypb"
-    return Request("google-tcb", path, ("application/octet-stream",), 256 << 10)
+    return Request(
+        "google-tcb", path, ("application/octet-stream", "application/x-protobuf", "text/plain"), 256 << 10
+    )
 
 
 def named(url: str, *, media: tuple[str, ...], limit: int) -> Request | None:

@@ -182,7 +182,7 @@ def _bundle(value: Mapping[str, object], layers: int) -> Material:
 
             given = decode_collateral(item.value)
             found += Material(rims=given.rims, ocsp=given.ocsp)
-        elif label not in ("claims", "launch", "image-manifest"):
+        elif label not in ("claims", "launch", "image-manifest", "collateral-sources"):
             found += look(item.value, layers - 1) or Material()
     return found
 
