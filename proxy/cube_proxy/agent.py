@@ -17,12 +17,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cube_attestation import launch
+from cube_attestation import launch, times
 from cube_attestation.claims import Claims, DomainsClaim
 from cube_attestation.errors import AttestationError
 from cube_attestation.launch import LaunchDocument, Model
 
+from . import clock as clocks
 from . import control, disks, envoy, evidence, metrics
+from .audit import Auditor, Origin
+from .audit_api import AuditApi
+from .audit_pipe import Pipe
+from .audit_store import ROOM_BYTES, Store
 from .clock import Clock
 from .control import Boot, State
 from .envoy_files import SECRET_FILE, EnvoyFiles, NotInForce
@@ -54,6 +59,7 @@ class Settings:
     admin_socket: Path = Path("/run/envoy/admin.sock")
     backend_socket: Path = OLLAMA_SOCKET
     vllm_run: Path = VLLM_RUN
+    audit_room: int = ROOM_BYTES
     group: str = "envoy"
     firmware_log: Path = evidence.FIRMWARE_LOG
     systemd_log: Path = evidence.SYSTEMD_LOG
@@ -76,12 +82,19 @@ class Agent:
         self._audit = TlsKey.generate()
         self._boot = _boot(self._launch, self._tls.spki)
         self._state = State()
+        origin = Origin(self._boot.environment, self._boot.id, self._tls.spki, self._launch_digest)
+        store = Store(settings.run / "audit", self._boot.id, settings.audit_room)
+        self._auditor = Auditor(origin, self._audit, store)
+        self._audit_api = AuditApi(self._auditor, self._boot.id, times.format_time(datetime.now(UTC)))
+        self._pipe = Pipe(settings.run, self._auditor, self._guest_time)
+        self._pipe.open()
         self._created = int(Clock.read().wall)
         self._salt = secrets.token_bytes(32)
         self._refresh()
         self._write_certificate(self._tls.self_signed(self._launch.hostnames, datetime.now(UTC)))
         self._models = Models(self._launch.models, settings.models_run, settings.open_volume)
         self._models.changed = self._refresh
+        self._pipe.changed = self._refresh
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._image = _image_id(settings.os_release)
         self._queue = TpmQueue()
@@ -119,6 +132,7 @@ class Agent:
                 self._models.try_all(self._settings.backend_socket, self._settings.vllm_run),
                 self._watch(),
                 self._watch_envoy(),
+                self._pipe.watch(self._settings.admin_socket),
                 self._broken,
             )
 
@@ -146,6 +160,7 @@ class Agent:
         tick = 0
         while True:
             notify("WATCHDOG=1")
+            self._pipe.tick()
             self._refresh()
             if tick % VERITY_TICKS == 0:
                 for volume in self._models.volumes():
@@ -163,7 +178,7 @@ class Agent:
 
     def _view(self) -> envoy.View:
         state = self._state
-        serving = control.serves(state, Clock.read())
+        serving = self._auditor.healthy and control.serves(state, Clock.read())
         return envoy.View(
             environment=self._launch.environment,
             domains=state.domains if serving else None,
@@ -186,6 +201,8 @@ class Agent:
     async def handle(self, request: Request) -> Response:
         """One request of the management port."""
         try:
+            if self._audit_api.answers(request):
+                return self._audit_api.answer(request, self._guest_time())
             handler = self._handlers.get((request.method, request.target))
             if handler is None:
                 raise HttpError(404, "not_found", "No such method and path; see docs/formats.md.")
@@ -210,7 +227,7 @@ class Agent:
         return json_response({"ready": True, "lease_expires": self._state.lease.expires_text()})
 
     async def _metrics(self, _request: Request) -> Response:
-        text = metrics.render(self._state, self._models.states, Clock.read(), self.counters)
+        text = metrics.render(self._state, self._models.states, Clock.read(), self.counters, self._auditor)
         return Response(200, text.encode(), {"content-type": "text/plain; version=0.0.4"})
 
     async def _attestation(self, request: Request) -> Response:
@@ -251,6 +268,9 @@ class Agent:
             stated = control.describe(self._boot, self._state, Clock.read())
             return json_response({"error": {"code": error.code, "message": error.message}, "state": stated}, 409)
         before, self._state = self._state, after
+        self._auditor.admitted(after.bundle)
+        if after.domains is not None and after.domains is not before.domains:
+            self._auditor.configured(after.domains, after.domains_generation, int(Clock.read().wall * 1000))
         self._refresh()
         if after.certificate != before.certificate:
             self._write_certificate(after.certificate)
@@ -263,6 +283,9 @@ class Agent:
         self.counters.add("control", request.target.rsplit("/", 1)[-1])
         log(f"control: {request.target} accepted, generation {after.generation}")
         return json_response(control.describe(self._boot, after, Clock.read()))
+
+    def _guest_time(self) -> float:
+        return clocks.now(Clock.read(), self._state.floor)
 
     def _claims(self, nonce: bytes) -> Claims:
         state = self._state

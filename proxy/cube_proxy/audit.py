@@ -60,7 +60,7 @@ class _Batch:
 
 
 class Auditor:
-    """Takes what ended, writes records. Until ``pending``, which the store refused, is written nothing is served."""
+    """Writes records of what ended. While something is ``pending``, which the store refused, nothing is served."""
 
     def __init__(self, origin: Origin, key: TlsKey, store: Store) -> None:
         self._origin = origin

@@ -13,17 +13,20 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from . import audit_line, envoy_admin
 from .audit import Auditor
+from .audit_line import Seen
+from .clock import Clock
 from .log import log
 
 COUNT_SECONDS = 2.0
 _READ_BYTES = 64 << 10
+_SLACK_MS = 5  # Envoy counts and logs an end within less
 _COUNTERS = "/stats?filter=^http%5C.service%5C.downstream_rq_(total%7Cactive)$"
 _COUNTER = re.compile(r"^http\.service\.downstream_rq_(total|active): ([0-9]+)$", re.MULTILINE)
 
@@ -38,11 +41,23 @@ class Count:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The last look: by then (``checked``, Unix seconds) the Envoy ``process`` had finished ``due`` requests."""
+    """The last look, at ``looked`` (Unix seconds by Envoy's clock): ``due`` requests of ``process`` had ended.
+
+    ``received`` lines have come in all, with those that a gap stands for; ``covered`` of them are of requests that
+    had ended when the look was made.
+    """
 
     process: int
     due: int
-    checked: float
+    looked: float
+    received: int = 0
+    covered: int = 0
+
+    def with_lines(self, seen: Sequence[Seen]) -> Ledger:
+        """After these lines have come, too."""
+        until = self.looked * 1000 + _SLACK_MS
+        covered = sum(entry.began_ms + entry.duration_ms <= until for entry in seen)
+        return replace(self, received=self.received + len(seen), covered=self.covered + covered)
 
 
 @dataclass(frozen=True)
@@ -54,18 +69,19 @@ class Gap:
     exact: bool
 
 
-def compare(ledger: Ledger | None, count: Count, received: int) -> tuple[int, Gap | None]:
-    """How many lines of Envoy's count are accounted for after this look, when ``received`` had come; and the gap.
+def compare(ledger: Ledger, count: Count, now: float) -> tuple[Ledger, Gap | None]:
+    """The ledger after a look that found ``count``, and what is missing of the look before.
 
     A new Envoy starts from nought: what the old one is known to have finished and did not send is a gap that may be
     larger, because its last requests were counted by nobody else.
     """
-    if ledger is None:
-        return received, None
-    missing = max(0, ledger.due - received)
+    missing = max(0, ledger.due - ledger.covered)
     if count.process != ledger.process:
-        return count.finished, Gap("envoy.restarted", missing, exact=False)
-    return received + missing, Gap("lines.lost", missing, exact=True) if missing else None
+        fresh = Ledger(count.process, count.finished, now, count.finished, count.finished)
+        return fresh, Gap("envoy.restarted", missing, exact=False)
+    received = ledger.received + missing
+    after = Ledger(count.process, count.finished, now, received, received)
+    return after, Gap("lines.lost", missing, exact=True) if missing else None
 
 
 def parse_counters(answer: envoy_admin.Answer) -> Count | None:
@@ -77,30 +93,31 @@ def parse_counters(answer: envoy_admin.Answer) -> Count | None:
 
 
 class Pipe:
-    """Reads Envoy's lines and hands them to the auditor, which must take them before more are read."""
+    """Reads Envoy's lines and hands them to the auditor, which must take them before more are read.
 
-    def __init__(self, path: Path, count_file: Path, auditor: Auditor, now: Callable[[], float]) -> None:
-        self._path = path
-        self._count_file = count_file
+    ``run`` is the folder of the pipe, and of the counts for an agent that comes after this one.
+    """
+
+    def __init__(self, run: Path, auditor: Auditor, now: Callable[[], float]) -> None:
+        self._path = run / "audit.pipe"
+        self._count_file = run / "audit.count"
         self._auditor = auditor
         self._now = now
         self._rest = b""
-        self._received = 0
+        self._received = 0  # before the first look
         self._ledger: Ledger | None = None
         self._after_restart = 0  # looks until what this agent's predecessor left is accounted for
         self._reading = False
         self.changed: Callable[[], None] = lambda: None
         self._descriptor = -1
 
-    def open(self, group: int) -> None:
+    def open(self) -> None:
         """Open the pipe, making it if nobody has. Raises OSError."""
         with suppress(FileExistsError):
-            os.mkfifo(self._path, 0o660)
-            os.chown(self._path, -1, group)
-            self._path.chmod(0o660)
+            os.mkfifo(self._path, 0o600)
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
         if not stat.S_ISFIFO(os.fstat(self._descriptor).st_mode):
-            raise OSError(f"{self._path} is no pipe; Envoy was started before anybody made it: restart Envoy")
+            raise OSError(f"{self._path} is no pipe: remove it and start Envoy anew")
         self._restore()
         self._resume()
 
@@ -108,12 +125,11 @@ class Pipe:
         """Take over from an agent that ended while Envoy went on."""
         try:
             held = json.loads(self._count_file.read_text())
-            self._ledger = Ledger(int(held["process"]), int(held["due"]), float(held["checked"]))
-            self._received = int(held["received"])
+            self._ledger = Ledger(**{field.name: held[field.name] for field in fields(Ledger)})
         except FileNotFoundError:
             return
         except (OSError, ValueError, LookupError, TypeError):
-            self._ledger, self._received = Ledger(0, 0, self._now()), 0
+            self._ledger = Ledger(0, 0, Clock.read().wall)
         self._after_restart = 2
 
     def _resume(self) -> None:
@@ -130,7 +146,9 @@ class Pipe:
         seen = [entry for line in lines if (entry := audit_line.parse(line)) is not None]
         self._auditor.take(seen, self._now())
         self._received += len(seen)
-        self._keep()
+        if self._ledger is not None:
+            self._ledger = self._ledger.with_lines(seen)
+            self._keep()
         if not self._auditor.healthy:
             self._pause()
 
@@ -142,12 +160,10 @@ class Pipe:
         self.changed()
 
     def _keep(self) -> None:
-        """Leave the counts for an agent that comes after this one."""
-        if self._ledger is None:
-            return
-        held = {**asdict(self._ledger), "received": self._received}
-        with suppress(OSError):  # a full disk is reported by the store; a missing count only makes a gap less exact
-            self._count_file.write_text(json.dumps(held))
+        """Leave the counts behind."""
+        if self._ledger is not None:
+            with suppress(OSError):  # the store says when the disk is full; without counts a gap is less exact
+                self._count_file.write_text(json.dumps(asdict(self._ledger)))
 
     def tick(self) -> None:
         """Try again what the store refused; serve and read on once it is written."""
@@ -169,13 +185,15 @@ class Pipe:
                 self._compare(count)
 
     def _compare(self, count: Count) -> None:
-        now = self._now()
-        since = self._ledger.checked if self._ledger else now
-        self._received, gap = compare(self._ledger, count, self._received)
+        now = Clock.read().wall
+        if self._ledger is None:
+            self._ledger = Ledger(count.process, count.finished, now, self._received, self._received)
+            return
+        since = self._ledger.looked
+        self._ledger, gap = compare(self._ledger, count, now)
         if gap is not None:
             cause = "agent.restarted" if self._after_restart else gap.cause
-            self._auditor.gap(cause, gap.missing, exact=gap.exact, since=since, now=now)
-            log(f"audit: {gap.missing} requests of Envoy's have no record ({cause})")
-        self._ledger = Ledger(count.process, count.finished, now)
+            self._auditor.gap(cause, gap.missing, exact=gap.exact, since=since, now=self._now())
+            log(f"audit: a gap, {cause}: {gap.missing} requests that Envoy counted have no record")
         self._after_restart = max(0, self._after_restart - 1)
         self._keep()

@@ -34,12 +34,17 @@ class Boot:
 
 @dataclass(frozen=True)
 class State:
-    """Everything that control messages change. ``domains_generation`` is the generation that set ``domains``."""
+    """Everything that control messages change.
+
+    ``bundle`` is the digest of the evidence that earned the lease; ``domains_generation`` the generation that set
+    ``domains``.
+    """
 
     generation: int = 0
     floor: Floor | None = None
     lease: Lease | None = None
     certificate: str = ""
+    bundle: str = ""
     domains: domains.DomainSet | None = None
     domains_generation: int = 0
 
@@ -116,7 +121,7 @@ def _admit(boot: Boot, state: State, admit: control.Admit, clock: Clock) -> Stat
     if expires <= here:
         raise Refusal(400, "lease.past", f"The lease would have ended {here - expires:.0f} s ago.")
     granted = Lease(clock.monotonic + admit.lease_seconds, min(expires, here + admit.lease_seconds))
-    return replace(state, lease=granted, certificate=admit.certificate)
+    return replace(state, lease=granted, certificate=admit.certificate, bundle=admit.bundle)
 
 
 def _revoke(state: State, reason: str, clock: Clock) -> State:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from .audit import Auditor
 from .clock import Clock
 from .control import State
 
@@ -22,7 +23,7 @@ class Counters:
         self.events[kind, code] += 1
 
 
-def render(state: State, models: Mapping[str, str], clock: Clock, counters: Counters) -> str:
+def render(state: State, models: Mapping[str, str], clock: Clock, counters: Counters, auditor: Auditor) -> str:
     """All metrics at this moment."""
     left = (
         state.lease.seconds_left(clock, state.floor) if state.lease_status(clock) == "valid" and state.lease else 0
@@ -41,4 +42,12 @@ def render(state: State, models: Mapping[str, str], clock: Clock, counters: Coun
     lines.append("# TYPE cube_agent_events_total counter")
     for (kind, code), count in sorted(counters.events.items()):
         lines.append(f'cube_agent_events_total{{kind="{kind}",code="{code}"}} {count}')
+    lines += auditor.usage.render()
+    for name, kind, value in (
+        ("records_total", "counter", auditor.written),
+        ("lost_total", "counter", auditor.lost),
+        ("store_bytes", "gauge", auditor.room),
+        ("healthy", "gauge", int(auditor.healthy)),
+    ):
+        lines += [f"# TYPE cube_audit_{name} {kind}", f"cube_audit_{name} {value}"]
     return "\n".join([*lines, ""])

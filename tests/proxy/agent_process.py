@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cube_attestation.launch import Model
 from cube_proxy import agent
+from cube_proxy.audit_store import ROOM_BYTES
 
 
 def main() -> int:
@@ -21,6 +22,7 @@ def main() -> int:
 
     def open_volume(name: str, model: Model, place: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)  # of an agent before this one
         place.symlink_to(run / "volume")
         (run / "opened").write_text(name)
 
@@ -38,6 +40,7 @@ def main() -> int:
             firmware_log=run / "firmware.log",
             systemd_log=run / "systemd.log",
             os_release=run / "os-release",
+            audit_room=given.get("audit_room", ROOM_BYTES),
         )
     )
 

@@ -9,6 +9,7 @@ import os
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -31,6 +32,9 @@ from cube_templates import render
 from joserfc import jwt
 from joserfc.jwk import ECKey, RSAKey
 
+sys.path.insert(0, str(Path(__file__).parent))  # helpers of these tests
+from agent_machine import machine, tpm  # noqa: F401 - fixtures
+
 ENVIRONMENT = "local"
 OLLAMA = {
     name: Model("ollama", digit * 64, 4096, 8192, "m", "model.gguf")
@@ -40,6 +44,7 @@ VLLM = {
     name: Model("vllm", digit * 64, 4096, 8192, "m", "model")
     for name, digit in (("large", "e"), ("secret-large", "f"))
 }
+USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 QUESTION = {"model": "smollm2", "messages": [{"role": "user", "content": "Hello"}]}
 
 
@@ -190,6 +195,8 @@ class Backend:
                 write(b'data: {"n": %d,"model":"%b"}\n\n' % (i, json.loads(body)["model"].encode()))
                 connection.wfile.flush()
                 time.sleep(self.delay)
+            if b'"include_usage": true' in body:
+                write(b'data: {"choices":[],"usage":%b}\n\n' % json.dumps(USAGE).encode())
         except OSError:
             self.cancelled.set()
 
@@ -198,7 +205,7 @@ class Backend:
         """It names the model as vLLM and Ollama do: as it was asked for, the last member counting."""
         model = json.loads(body).get("model", "") if body else ""
         return json.dumps(
-            {"object": "chat.completion", "model": model, "choices": []}, separators=(",", ":")
+            {"object": "chat.completion", "model": model, "choices": [], "usage": USAGE}, separators=(",", ":")
         ).encode()
 
 
@@ -257,6 +264,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+_ENVOY = ["envoy", "--disable-hot-restart", "--concurrency", "1", "-l", "warn", "--file-flush-interval-msec", "100"]
+
+
 class EnvoyProcess:
     """A real Envoy with the image's bootstrap under ``run``; nothing may be served until ``apply``.
 
@@ -267,7 +277,8 @@ class EnvoyProcess:
         self.run = run
         self.service_port = free_port()
         self.management_port = free_port()
-        self.access_log = run / "envoy.log"
+        self.log = run / "envoy.log"
+        self.access_log = run / "lines.log"  # where no agent reads
         values = {
             "run": str(run),
             "backend_socket": str(run / "backend.sock"),
@@ -280,14 +291,26 @@ class EnvoyProcess:
         bootstrap.write_text(render("envoy/bootstrap.json", values))
         self.files = EnvoyFiles(run / "envoy", run / "admin.sock", os.getgid())
         self.certificate = certificate or self._first_files()
-        with self.access_log.open("wb") as log:
-            self.process = subprocess.Popen(
-                ["envoy", "-c", str(bootstrap), "--disable-hot-restart", "--concurrency", "1", "-l", "warn"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        self.start()
         self.trust(self.certificate)
+
+    def start(self) -> None:
+        """Start the program; once more where it was killed."""
+        pipe = self.run / "audit.pipe"
+        if pipe.exists():
+            lines = os.open(pipe, os.O_RDWR)  # as the service manager does
+        else:
+            lines = os.open(self.access_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            with self.log.open("ab") as log:
+                self.process = subprocess.Popen(
+                    [*_ENVOY, "-c", str(self.run / "bootstrap.json")],
+                    stdin=subprocess.DEVNULL,
+                    stdout=lines,
+                    stderr=log,
+                )
+        finally:
+            os.close(lines)
         asyncio.run(self._up())
 
     def trust(self, certificate: str) -> None:
@@ -447,3 +470,27 @@ def world(envoy_process: EnvoyProcess, backend: Backend, tenants: tuple[Tenant, 
     acme, beta = tenants
     envoy_process.apply(domain_set(acme, beta))
     return World(envoy_process, backend, acme, beta)
+
+
+@dataclass
+class Attacked(World):
+    """Two domains, three backends that count: Ollama's socket, ``acme``'s vLLM and ``beta``'s."""
+
+    large: Backend
+    secret: Backend
+
+    @property
+    def reached(self) -> list[tuple[str, dict[str, str], bytes]]:
+        """Whatever came to any backend."""
+        return [*self.backend.requests, *self.large.requests, *self.secret.requests]
+
+
+@pytest.fixture
+def attacked(envoy_process: EnvoyProcess, backend: Backend, run: Path) -> Iterator[Attacked]:
+    acme = Tenant("acme", ("smollm2", "tiny", "big=large"), revoked=["revoked-one"])
+    beta = Tenant("beta", ("other", "hidden=secret-large"))
+    envoy_process.apply(domain_set(acme, beta))
+    large, secret = (Backend(run / f"cube-{digit * 16}.sock") for digit in ("e", "f"))
+    yield Attacked(envoy_process, backend, acme, beta, large, secret)
+    large.close()
+    secret.close()

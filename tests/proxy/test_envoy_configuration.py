@@ -157,7 +157,9 @@ def test_every_call_needs_one_scope_that_a_token_can_have() -> None:
     filters = {entry["name"]: entry.get("typed_config", {}) for entry in manager["http_filters"]}
     policies = filters[envoy.PATH_FILTER]["rules"]["policies"]
     rule = policies["1.path"]["permissions"][0]["not_rule"]["header"]["string_match"]["safe_regex"]["regex"]
-    paths = rule.partition("36}/(?:")[2].removesuffix(")").replace("(?:/[A-Za-z0-9][A-Za-z0-9._:/-]*)?", "")
+    paths = rule.partition("36}/(?:")[2].removesuffix(")")
+    for rest in ("(?:/[A-Za-z0-9][A-Za-z0-9._:/-]*)?", "(?:[?][A-Za-z0-9=&%:-]*)?"):
+        paths = paths.replace(rest, "")
     scopes: dict[str, list[str]] = {}
     for permission in filters[envoy.SCOPE_FILTER]["rules"]["policies"]["6.scope"]["permissions"]:
         where, lacks = permission["and_rules"]["rules"]

@@ -26,7 +26,7 @@ MACHINE = "machine"  # the chain of requests that belong to no domain
 KINDS = ("genesis", "admission", "request", "gap")
 CAUSES = ("envoy.restarted", "agent.restarted", "lines.lost")
 MAX_LINE = 16 << 10
-MAX_COUNT = 1 << 40
+MAX_COUNT = jcs.MAX_INTEGER
 
 BOOT = re.compile(r"[0-9a-f]{32}")
 CHAIN = re.compile(rf"{MACHINE}|[0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}")
