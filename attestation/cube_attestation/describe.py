@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from . import bundle as bundles
 from . import claims, dsse, jcs, launch, policy, times
 from .cmw import Collection
+from .collateral import sources
 from .errors import BadInput
 from .fields import kind
 from .tpm import abi, eventlog
@@ -86,6 +87,16 @@ def _collection(collection: Collection) -> Lines:
                 yield f"  {line}"
         except BadInput as error:
             yield f"  malformed: {error}"
+
+
+def _collateral_sources(data: bytes) -> Lines:
+    found = sources.read(Collection().with_item(sources.LABEL, sources.MEDIA_TYPE, data))
+    yield "collateral that was added after the bundle was made"
+    for one in found.sources:
+        yield f"  {times.format_time(one.time)} {one.item}: {one.what}, {one.digest}"
+        yield f"    from {one.source}"
+    yield f"  items that were not there: {', '.join(sorted(found.added)) or 'none'}"
+    yield f"  items kept as they were: {', '.join(sorted(found.replaced)) or 'none'}"
 
 
 def _claims(data: bytes) -> Lines:
@@ -236,4 +247,5 @@ _BY_LABEL: dict[str, Callable[[bytes], Lines]] = {
     "systemd-eventlog": systemd_log,
     "ek-certificate": certificates,
     "ak-certificate": certificates,
+    sources.LABEL: _collateral_sources,
 }

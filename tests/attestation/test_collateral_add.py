@@ -220,6 +220,15 @@ def test_what_is_lacking_is_listed_with_its_requests(tmp_path: Path, capsys: pyt
     assert "tdx-tcb-info: Intel's TCB info for FMSPC 00806f050000: there is none" in capsys.readouterr().out
 
 
+def test_inspect_says_what_was_added_and_from_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert add(tmp_path, whole_bundles.snp(), snp_files()) == 0
+    assert main(["inspect", str(tmp_path / "full.json")]) == 0
+    out = capsys.readouterr().out
+    assert "collateral that was added after the bundle was made" in out
+    assert f"from {tmp_path / 'vcek.der'}" in out
+    assert "items that were not there: snp-certificates, snp-crl" in out
+
+
 def test_unreadable_pieces_are_rows_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = whole_bundles.tdx()
     evidence = whole.bundle.evidence

@@ -188,7 +188,7 @@ def run_show(options: argparse.Namespace) -> int:
 
     endpoints = _endpoints(options)
     context, bundle = _context(options, endpoints), _bundle(options)
-    found, needs = rows(bundle.evidence), find(bundle.evidence, context)
+    found, needs = rows(bundle.evidence, context), find(bundle.evidence, context)
     if options.format == "json":
         value: dict[str, jcs.Json] = {
             "version": 1,
@@ -213,6 +213,8 @@ def run_show(options: argparse.Namespace) -> int:
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     for line in table:
         print(_printable("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()))
+    for one in sources.read(bundle.evidence).sources:
+        print(_printable(f"added {times.format_time(one.time)}: {one.item}: {one.what}, from {one.source}"))
     print(f"\nlacking at {times.format_time(context.now)}: {len(needs) or 'nothing'}")
     _print_needs(needs)
     return MISSING if needs else PASSED

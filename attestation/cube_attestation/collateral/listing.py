@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from cube_attestation import jcs, times
@@ -19,9 +19,9 @@ from cube_attestation.tokens.items import ITEM as TOKENS
 from cube_attestation.tokens.items import decode as decode_tokens
 from cube_attestation.x509 import certificate, crl
 
-from . import store
+from . import nvidia, store
 from .cache import digest
-from .model import Need
+from .model import Context, Need
 from .services import Endpoints
 
 
@@ -61,8 +61,11 @@ class Row:
         return {**found, "problem": self.problem} if self.problem else found
 
 
-def rows(evidence: Collection) -> tuple[Row, ...]:
-    """Every piece of collateral in the bundle, in a fixed order; what can't be read is a row too."""
+def rows(evidence: Collection, context: Context) -> tuple[Row, ...]:
+    """Every piece of collateral in the bundle, in a fixed order; what can't be read is a row too.
+
+    ``context``: chains that hold under it tell whom OCSP responses are about.
+    """
     found: list[Row] = []
     for label, read in READERS.items():
         data = evidence.get(label)
@@ -72,7 +75,21 @@ def rows(evidence: Collection) -> tuple[Row, ...]:
             found += read(label, data)
         except BadInput as error:
             found.append(Row(label, "", "", None, None, digest(data), str(error)))
-    return tuple(found)
+    names = {f"serial {serial:x}": name for serial, name in _certified(evidence, context).items()}
+    return tuple(_named(row, names) for row in found)
+
+
+def _certified(evidence: Collection, context: Context) -> dict[int, str]:
+    """Serial number → name of the certificates that OCSP is asked about."""
+    try:
+        return {subject.serial: subject.name for subject, _ in nvidia.pairs(evidence, context)}
+    except BadInput:
+        return {}  # rows and needs say what can't be read
+
+
+def _named(row: Row, names: Mapping[str, str]) -> Row:
+    start, _, serial = row.what.partition(", about ")
+    return replace(row, what=f"{start}, about {names[serial]}") if serial in names else row
 
 
 def _certificates(label: str, data: bytes) -> Iterator[Row]:
@@ -128,7 +145,7 @@ def _nvidia(label: str, data: bytes) -> Iterator[Row]:
         yield _manifest(label, manifest)
     for response in given.ocsp:
         read = ocsp.load(response)
-        what = f"OCSP: {read.certificate_status.name.lower()}, serial {read.serial_number:x}"
+        what = f"OCSP: {read.certificate_status.name.lower()}, about serial {read.serial_number:x}"
         name = read.responder_name
         issuer = name.rfc4514_string() if name else f"key {(read.responder_key_hash or b'').hex()}"
         yield Row(label, what, issuer, read.this_update_utc, read.next_update_utc, digest(response))
