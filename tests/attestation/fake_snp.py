@@ -123,6 +123,7 @@ class FakeSnp:
     """One processor, and everything that vouches for it."""
 
     product: str = "Milan"
+    chip: str = ""  # another one of the same product has another key
     kind: str = "vcek"
     version: int = 3
     product_name: str = ""
@@ -193,7 +194,7 @@ class FakeSnp:
 
     @property
     def key(self) -> ec.EllipticCurvePrivateKey:
-        return fake.ec_key(f"{self.kind}-{self.product}")
+        return fake.ec_key(f"{self.kind}-{self.product}{self.chip}")
 
     @property
     def leaf(self) -> fake.Issued:

@@ -264,7 +264,8 @@ def test_the_page_is_whole_and_loads_nothing(kind: str) -> None:
     for item in verdict.items:
         assert item.item in page.words
     assert all(any(code in word for word in page.words) for code in verdict.assumptions)
-    assert ("RTMR0: 1 event, no prediction by event" in page.words) == (kind == "tdx")
+    logged = "ccel" in whole.bundle.evidence.items
+    assert ("RTMR0: 1 event, no prediction by event" in page.words) == logged
 
 
 def test_the_first_different_event_is_marked() -> None:

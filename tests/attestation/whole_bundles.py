@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import struct
 from base64 import b64encode
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import fake_azure
@@ -28,11 +30,12 @@ from cube_attestation.cmw import ENDORSEMENTS, EVIDENCE, Collection
 from cube_attestation.fields import decode_base64, encode_base64
 from cube_attestation.nvidia import abi as nvidia_abi
 from cube_attestation.nvidia import items as nvidia
+from cube_attestation.nvidia import rim
 from cube_attestation.nvidia.appraise import Collateral
 from cube_attestation.policy import Policy
 from cube_attestation.policy import load as load_policy
 from cube_attestation.snp.items import LABELS as SNP_LABELS
-from cube_attestation.tdx import abi as tdx_abi
+from cube_attestation.tdx import ccel
 from cube_attestation.tdx.collateral import Signed
 from cube_attestation.tdx.items import LABELS as TDX_LABELS
 from cube_attestation.tokens import items as tokens
@@ -85,23 +88,28 @@ def snp() -> Whole:
     return Whole(Bundle(evidence), world.policy_toml() + section)
 
 
-def _rsa_quote(item: bytes) -> bytes:
-    """The ``tpm-quote`` item signed by the Azure machine's RSA key."""
+def _rsa_quote(item: bytes, role: str = "AK") -> bytes:
+    """The ``tpm-quote`` item signed by an Azure machine's RSA key."""
     value = jcs.loads(item)
     assert isinstance(value, dict)
     attest = decode_base64(str(value["attest"]), where="attest")
-    signature = fake_x509.rsa_key("AK").sign(attest, padding.PKCS1v15(), hashes.SHA256())
+    signature = fake_x509.rsa_key(role).sign(attest, padding.PKCS1v15(), hashes.SHA256())
     encoded = struct.pack(">HH", tpm.ALG_RSASSA, tpm.ALG_SHA256) + tpm.sized(signature)
-    modulus = fake_x509.rsa_key("AK").public_key().public_numbers().n.to_bytes(256, "big")
+    modulus = fake_x509.rsa_key(role).public_key().public_numbers().n.to_bytes(256, "big")
     head = struct.pack(">HHI", tpm.ALG_RSA, tpm.ALG_SHA256, fakepki.AK_ATTRIBUTES) + tpm.sized(b"")
     scheme = struct.pack(">HHHHI", tpm.ALG_NULL, tpm.ALG_RSASSA, tpm.ALG_SHA256, 2048, 0)
     public = head + scheme + tpm.sized(modulus)
     return jcs.dumps({**value, "signature": encode_base64(encoded), "ak_public": encode_base64(public)})
 
 
-def azure() -> Whole:
-    """An Azure confidential VM on SNP."""
-    world, machine = fakepki.World(), fake_azure.FakeAzure()
+def azure(name: str = "") -> Whole:
+    """An Azure confidential VM on SNP; ``name``: another one, with a key, an id and a log of its own."""
+    role, world = f"AK{name}", GpuWorld().named(name)
+    machine = fake_azure.FakeAzure(
+        snp=fake_snp.FakeSnp(chip=name), claims_key=role, quote_key=role, certificate_key=role
+    )
+    if name:
+        machine = machine.but(vm={"vmUniqueId": name})
     processor = machine.machine()
     der, issuers = machine.certificates()
     leaf = b"-----BEGIN CERTIFICATE-----\n" + b64encode(der) + b"\n-----END CERTIFICATE-----\n"
@@ -114,7 +122,7 @@ def azure() -> Whole:
         "azure-crls": crls,
         "snp-certificates": processor.leaf.pem + processor.ask.pem + processor.ark.pem,
         "snp-crl": processor.crl,
-        "tpm-quote": _rsa_quote(world.quote()),
+        "tpm-quote": _rsa_quote(world.quote(), role),
     }
     media = {**SNP_LABELS, **AZURE_LABELS, "tpm-quote": "application/vnd.cube.tpm-quote+json"}
     kept = ("claims", "launch", "image-manifest", "tcg-eventlog", "systemd-eventlog")
@@ -195,9 +203,17 @@ class GpuWorld(fakepki.World):
     """A machine whose claims name its GPU's evidence."""
 
     devices: bytes = b""
+    name: str = ""
+
+    def named(self, name: str) -> GpuWorld:
+        """The same as machine ``name``: another boot. The first machine has no name."""
+        self.name = name
+        return self
 
     def claims(self) -> Claims:
         claims = super().claims()
+        if self.name:
+            claims = replace(claims, boot=hashlib.sha256(self.name.encode()).hexdigest()[:32])
         if not self.devices:
             return claims
         return replace(claims, gpu="sha256:" + hashlib.sha256(self.devices).hexdigest())
@@ -234,47 +250,116 @@ def gpu() -> Whole:
     return Whole(Bundle(evidence), world.policy_toml() + section)
 
 
-def _with_gpu(start: Whole, world: GpuWorld, given: Collateral) -> Whole:
+@dataclass(frozen=True)
+class H100:
+    """A GPU, the collateral about it, and the policy's section."""
+
+    device: fake_nvidia.FakeDevice
+    collateral: Collateral
+    section: str
+
+
+REAL_RIMS = (
+    "nvidia/NVIDIA_attestation-sdk/unit/NV_GPU_DRIVER_GH100_550.144.03.xml",
+    "nvidia/NVIDIA_nvtrust/1010_0200_882_96005E0001_PROD.swidtag",
+)
+REAL_LOG = "tdx/cohere-ai_cvm-measure/ccel_a3-highgpu-1g.bin"
+REAL_VALUES = "tdx/cohere-ai_cvm-measure/golden_a3-highgpu-1g.json"
+
+
+@functools.cache
+def h100(name: str = "", real: Path | None = None) -> H100:
+    """The GPU of machine ``name``; with the folder of real evidence it measures what NVIDIA's own manifests say.
+
+    Its report is always signed by the fake chain: only a real GPU's key could answer our nonce.
+    """
+    device = fake_nvidia.FakeDevice(role=f"gpu{name}")
+    if name:
+        device.pdi = hashlib.sha256(name.encode()).digest()[:8]
+    section = f'[nvidia]\ndevice_roots = ["{fake_nvidia.spki_digest("nvidia root")}"]\n'
+    if real is None:
+        given = fake_nvidia.collateral(fake_nvidia.driver_rim(), fake_nvidia.vbios_rim(), devices=(device,))
+        return H100(device, given, section + f'rim_roots = ["{fake_nvidia.spki_digest("rim root")}"]\n')
+    manifests = tuple((real / path).read_bytes() for path in REAL_RIMS)
+    driver, vbios = (rim.parse(data) for data in manifests)
+    version = bytes.fromhex(vbios.version.replace(".", ""))
+    device.driver, device.vbios = driver.version, version[3::-1] + version[4:] + bytes(3)
+    device.measurements = {i: values[0] for one in (driver, vbios) for i, values in one.values.items()}
+    # nobody kept OCSP responses about these manifests' signers, and the VBIOS manifest's signer has run out
+    section += 'allow_missing = ["nvidia.rim_ocsp"]\nallow_expired_rim = true\n'
+    return H100(device, Collateral(manifests, device.ocsp()), section)
+
+
+def _with_gpu(start: Whole, world: GpuWorld, gpu: H100) -> Whole:
     """The same machine with an H100; ``world`` gets its evidence, so that claims made from then on name it."""
-    world.devices = nvidia_abi.encode_evidence(
-        (fake_nvidia.FakeDevice(nonce=world.claims().gpu_nonce()).evidence(),)
-    )
-    parts = {"nvidia-devices": world.devices, "nvidia-collateral": nvidia.encode_collateral(given)}
-    section = (
-        f'[nvidia]\ndevice_roots = ["{fake_nvidia.spki_digest("nvidia root")}"]\n'
-        f'rim_roots = ["{fake_nvidia.spki_digest("rim root")}"]\n'
-    )
-    return Whole(Bundle(_with(start.bundle.evidence, parts, nvidia.LABELS)), start.toml + section)
+    device = replace(gpu.device, nonce=world.claims().gpu_nonce())
+    world.devices = nvidia_abi.encode_evidence((device.evidence(),))
+    parts = {"nvidia-devices": world.devices, "nvidia-collateral": nvidia.encode_collateral(gpu.collateral)}
+    return Whole(Bundle(_with(start.bundle.evidence, parts, nvidia.LABELS)), start.toml + gpu.section)
 
 
 @functools.cache
-def _h100() -> Collateral:
-    device = fake_nvidia.FakeDevice()
-    return fake_nvidia.collateral(fake_nvidia.driver_rim(), fake_nvidia.vbios_rim(), devices=(device,))
+def _td(name: str, real: Path | None) -> tuple[Whole, dict[str, Any]]:
+    """A TD with its log, and what its report says beside the claims' digest; with a real machine's log its values.
+
+    What of the real log's RTMR0 nobody can predict (TD HOB, ACPI tables) the policy takes as recorded.
+    """
+    if real is None:
+        events = {i: hashlib.sha384(b"event %d%b" % (i, name.encode())).digest() for i in range(3)}
+        rtmrs = (*(hashlib.sha384(bytes(48) + events[i]).digest() for i in range(3)), bytes(48))
+        start = tdx(rtmrs=rtmrs)
+        evidence = _with(start.bundle.evidence, {"ccel": ccel_log(events)}, TDX_LABELS)
+        head = start.toml[: start.toml.index("rtmr0 = ")]
+        pins = "".join(f'rtmr{i} = ["{value.hex()}"]\n' for i, value in enumerate(rtmrs))
+        return Whole(Bundle(evidence), head + pins), {"rtmrs": rtmrs}
+    data = (real / REAL_LOG).read_bytes()
+    firmware = json.loads((real / REAL_VALUES).read_text())["mrtd"]
+    log = ccel.parse(data)
+    rules = (*ccel.record(log, 0), *ccel.rules_for_uki(*ccel.programs(log), ccel.sections(log)))
+    start = tdx()
+    evidence = _with(start.bundle.evidence, {"ccel": data}, TDX_LABELS)
+    toml = start.toml[: start.toml.index("mrtd = ")] + f'mrtd = ["{firmware}"]\nrtmr3 = ["{"00" * 48}"]\n'
+    for rule in rules:
+        digests = ", ".join(f'"{digest.hex()}"' for digest in rule.digests)
+        toml += f'[[tdx.events]]\nrtmr = {rule.rtmr}\ntype = "{rule.type}"\nlabel = "{rule.label}"\n'
+        toml += f"digests = [{digests}]\n"
+    return Whole(Bundle(evidence), toml), {"rtmrs": ccel.replay(log), "mr_td": bytes.fromhex(firmware)}
 
 
 @functools.cache
-def _made_once(kind: str) -> Whole:
-    return {"tdx": tdx, "azure": azure}[kind]()
+def _cvm(name: str) -> Whole:
+    return azure(name)
 
 
-def a3_highgpu_1g(nonce: bytes = fakepki.NONCE) -> Whole:
-    """Google's machine: a TD with its CC event log, and an H100. Its own evidence answers ``nonce``."""
-    world, start = GpuWorld(nonce=nonce), _made_once("tdx")
-    found = _with_gpu(start, world, _h100())
-    rtmrs = tdx_abi.parse_quote(start.bundle.evidence.items["tdx-quote"].value).body.rtmrs  # type: ignore[union-attr]
-    quote = fake_tdx.FakeTdx(td={"report_data": world.claims().report_data(), "rtmrs": rtmrs}).quote()
+def a3_highgpu_1g(nonce: bytes = fakepki.NONCE, *, name: str = "", real: Path | None = None) -> Whole:
+    """Google's machine: a TD with its CC event log, and an H100. Its own evidence answers ``nonce``.
+
+    ``name``: another machine of this type, with its own GPU, boot and log. ``real``: the folder of real evidence.
+    """
+    world = GpuWorld(nonce=nonce).named(name)
+    start, report = _td(name, real)
+    found = _with_gpu(start, world, h100(name, real))
+    quote = fake_tdx.FakeTdx(td={"report_data": world.claims().report_data(), **report}).quote()
     parts = {"claims": world.claims().encode(), "tdx-quote": quote}
     return replace(found, bundle=Bundle(_with(found.bundle.evidence, parts, {**TDX_LABELS, "claims": CLAIMS})))
 
 
-def ncc40ads_h100_v5(nonce: bytes = fakepki.NONCE) -> Whole:
+def ncc40ads_h100_v5(nonce: bytes = fakepki.NONCE, *, name: str = "", real: Path | None = None) -> Whole:
     """Microsoft's machine: an SNP guest with paravisor and virtual TPM, and an H100."""
-    world = GpuWorld(nonce=nonce)
-    found = _with_gpu(_made_once("azure"), world, _h100())
-    parts = {"claims": world.claims().encode(), "tpm-quote": _rsa_quote(world.quote())}
+    world = GpuWorld(nonce=nonce).named(name)
+    found = _with_gpu(_cvm(name), world, h100(name, real))
+    parts = {"claims": world.claims().encode(), "tpm-quote": _rsa_quote(world.quote(), f"AK{name}")}
     media = {"claims": CLAIMS, "tpm-quote": "application/vnd.cube.tpm-quote+json"}
     return replace(found, bundle=Bundle(_with(found.bundle.evidence, parts, media)))
+
+
+def local_machine(nonce: bytes = fakepki.NONCE, *, name: str = "") -> Whole:
+    """A machine of the local target: a software TPM of its own, and no GPU."""
+    world = GpuWorld(nonce=nonce).named(name)
+    if name:
+        ek = fakepki.issue("", fakepki.rsa_key(f"ek{name}"), fakepki.tpm_maker()[1], critical_san=True)
+        world.ek, world.ak_key, world.ak_certified = ek, f"ak{name}", f"ak{name}"
+    return Whole(world.bundle(), world.policy_toml())
 
 
 ALL = {
