@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+import small_uki
 from cube_attestation.tpm import eventlog
 from cube_images import cpio, pe, predict, verity
 from cube_images.errors import ImageError
@@ -78,6 +79,26 @@ def test_verity_append_pads_to_whole_blocks(tmp_path: Path) -> None:
 def test_no_pe_is_a_clear_error(data: bytes) -> None:
     with pytest.raises(ImageError, match="thing"):
         pe.parse(data, "thing")
+
+
+def test_authenticode_leaves_out_checksum_and_certificates_and_nothing_else() -> None:
+    """Offsets of the PE32+ header: checksum 64 and the certificate table's entry 144 behind the optional header."""
+    plain = small_uki.uki()
+    optional = 64 + 24
+    digest = pe.parse(plain, "it").authenticode
+
+    def patched(at: int, content: bytes, behind: bytes = b"") -> bytes:
+        data = plain[:at] + content + plain[at + len(content) :] + behind
+        return pe.parse(data, "it").authenticode
+
+    assert patched(optional + 64, b"\1\2\3\4") == digest
+    certificates = b"signature".ljust(64, b"\0")
+    entry = struct.pack("<II", len(plain), len(certificates))
+    assert patched(optional + 144, entry, certificates) == digest
+    for at in (optional + 63, optional + 68, optional + 143, optional + 152, 1024, len(plain) - 1):
+        assert patched(at, bytes([plain[at] ^ 1])) != digest
+    assert patched(0, b"MZ", b"appended") != digest
+    assert pe.parse(plain, "it").digest("sha384") != digest
 
 
 def _disk(entries: list[bytes]) -> bytes:

@@ -217,6 +217,20 @@ def test_another_disk_than_the_manifests_is_refused(
     assert not list((tmp_path / "out").iterdir()), "nothing half-written stays"
 
 
+def test_a_disk_that_grows_while_it_is_read_is_refused(small: Described) -> None:
+    disk = small.file("disk.img")
+    length = disk.stat().st_size
+    with source.reader(disk, length, small.payload["image"], quiet) as reader:
+        assert len(reader.read()) == length
+    with disk.open("ab") as out:
+        out.write(b"more")
+    with (
+        source.reader(disk, length, small.payload["image"], quiet) as reader,
+        pytest.raises(NotAuthentic, match="its manifest says"),
+    ):
+        reader.read()
+
+
 def test_a_flavour_that_the_cloud_cannot_boot_is_said(
     small: Described, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -395,11 +409,16 @@ def test_only_digests_name_images(tmp_path: Path, digest: str) -> None:
         publish.fetch(tmp_path, digest, tmp_path / "out", quiet)
 
 
-def test_what_is_not_signed_or_changed_is_not_published(small: Described, tmp_path: Path) -> None:
+def test_what_is_not_signed_or_changed_is_not_published(
+    small: Described, tmp_path: Path, signer: LocalSigner
+) -> None:
     small.file("uki.efi").write_bytes(b"changed")
     with pytest.raises(NotAuthentic, match=r"uki\.efi is sha256"):
         publish.publish(small, tmp_path / "store", quiet)
     small.file("uki.efi").write_bytes(b"uki")
+    manifest.write(small.file("uki.efi").parent, {**small.payload, "id": "other"}, signer)
+    with pytest.raises(NotAuthentic, match="the manifest is that of another image"):
+        publish.publish(small, tmp_path / "store", quiet)
     small.file("manifest.json").unlink()
     with pytest.raises(ImageError, match=r"manifest\.json of image .* is not at hand"):
         publish.publish(small, tmp_path / "store", quiet)
