@@ -316,6 +316,16 @@ def test_a_replica_that_is_gone_is_passed_over() -> None:
             assert f"https://{gone}: no use: connect.unreachable" in "\n".join(forwarder.lines)
 
 
+def test_a_replica_that_hangs_leaves_the_others_their_time() -> None:
+    with guest(role="a", delay=9.0).running() as hangs, guest(role="b").running() as b:
+        with forwarding(hangs, b, attest_s=1.6) as forwarder:
+            start = time.monotonic()
+            answers = [forwarder.request()[1] for _ in range(4)]
+            assert time.monotonic() - start < 3, "it is tried once, and then rests"
+        assert {answer.split(b"|")[1] for answer in answers} == {b"b"}
+        assert "no use: connect.unreachable" in "".join(forwarder.lines)
+
+
 def test_a_balancer_before_machines_whose_management_ports_are_known() -> None:
     """The service address leads to one machine or the other; evidence is asked of the one whose key it is."""
     with guest(role="a").running() as a, guest(role="b").running() as b:

@@ -132,26 +132,30 @@ class Forwarder:
 
     async def _usable(self, target: Target) -> Trouble | None:
         try:
-            async with asyncio.timeout(self._settings.attest_s):
-                upstream, _ = await self._open(target)
+            upstream, _ = await self._open(target, self._settings.attest_s)
         except (Refusal, Unreachable) as error:
             return target, error
-        except TimeoutError:
-            return target, Unreachable(f"not attested within {self._settings.attest_s:g} s", where=str(target))
         await upstream.close()
         return None
 
-    async def _open(self, target: Target) -> tuple[Upstream, Key]:
-        """A connection to ``target`` whose key passes. Raises Refusal, Unreachable."""
+    async def _open(self, target: Target, seconds: float) -> tuple[Upstream, Key]:
+        """A connection to ``target`` whose key passes, within ``seconds``. Raises Refusal, Unreachable."""
         try:
-            upstream = await connect(target.service, self._context)
             try:
-                key = await self._ring.demand(Pin(upstream.channel.spki, target.evidence))
-            except BaseException:
-                upstream.writer.transport.abort()
-                raise
+                async with asyncio.timeout(seconds):
+                    return await self._attested(target)
+            except TimeoutError as error:
+                raise Unreachable(f"no attested connection within {seconds:.3g} s", where=str(target)) from error
         except (Refusal, Unreachable) as error:
             self._say(target, f"{'refused' if isinstance(error, Refusal) else 'no use'}: {text(error)}")
+            raise
+
+    async def _attested(self, target: Target) -> tuple[Upstream, Key]:
+        upstream = await connect(target.service, self._context)
+        try:
+            key = await self._ring.demand(Pin(upstream.channel.spki, target.evidence))
+        except BaseException:
+            upstream.writer.transport.abort()
             raise
         self._say(target, "in use")
         return upstream, key
@@ -170,16 +174,14 @@ class Forwarder:
         loop = asyncio.get_running_loop()
         troubles: list[Trouble] = []
         end = loop.time() + self._settings.attest_s
-        for index in self._rotation.order(loop.time()):
+        order = self._rotation.order(loop.time())
+        for tried, index in enumerate(order):
             target = self._settings.targets[index]
+            share = (end - loop.time()) / (len(order) - tried)  # one that hangs leaves the others their time
             try:
-                async with asyncio.timeout_at(end):
-                    found = await self._open(target)
+                found = await self._open(target, share)
             except (Refusal, Unreachable) as error:
                 troubles.append((target, error))
-            except TimeoutError:
-                words = f"no attested connection within {self._settings.attest_s:g} s"
-                troubles.append((target, Unreachable(words, where=str(target))))
             else:
                 self._rotation.worked(index)
                 return found
@@ -238,7 +240,8 @@ class Forwarder:
 def _no_machine(error: NoMachine) -> bytes:
     if (refused := error.refusal) is not None:
         words = f"No machine passed attestation; nothing was sent. {error.words()}"
-        return answers.refusal(502, refused.code, words)
+        unsettled = any(isinstance(trouble, Unreachable) for _, trouble in error.troubles)
+        return answers.refusal(502, refused.code, words, retry_after=5 if unsettled else None)
     words = f"No machine can be reached; nothing was sent. {error.words()}"
     return answers.refusal(503, UNREACHABLE, words, retry_after=5)
 
