@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,7 +210,8 @@ class Fuzz:
             "slowest_s and extra_mb: of suspects and 1 MB inputs, without instrumentation; peak_mb: with it"
         )
         for row in rows:
-            lines += [f"FINDING {row['target']}: {words}" for words in row["findings"]]
+            for words, count in Counter(row["findings"]).items():
+                lines.append(f"FINDING {row['target']}: {words}" + (f" ({count} inputs)" if count > 1 else ""))
             lines += [f"BROKEN {row['target']}: {row['broken']}"] if row["broken"] else []
         text = "\n".join(lines) + "\n"
         (self._output / "report.txt").write_text(text)

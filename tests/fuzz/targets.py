@@ -68,7 +68,7 @@ from cube_proxy import http as proxy_http
 
 INTEL_SGX = der.oid(tdx.SGX_EXTENSION)
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
-WORLDS = ("local", "snp", "azure", "azure_tdx", "tdx", "gpu")
+WORLDS = ("local", "snp", "azure", "azure_tdx", "tdx", "gpu", "a3-highgpu-1g", "NCC40ads_H100_v5")
 
 
 @dataclass(frozen=True)
@@ -372,8 +372,9 @@ def _needs(folder: Path, name: str, data: bytes) -> None:
     """What the machine's evidence makes us ask the vendors for, and what of theirs is listed."""
     world = _world(folder, name)
     evidence = _changed(world, data or b"\0")[1].evidence
-    needs.find(evidence, Context.of(world.rules, NOW))
-    listing.rows(evidence)
+    context = Context.of(world.rules, NOW)
+    needs.find(evidence, context)
+    listing.rows(evidence, context)
     sources.read(evidence)
 
 
