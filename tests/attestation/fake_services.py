@@ -38,7 +38,7 @@ class FakeServices:
 
     routes: dict[str, Handler] = field(default_factory=dict)
     seen: list[str] = field(default_factory=list)
-    bodies: list[bytes] = field(default_factory=list)
+    keys_given: list[str | None] = field(default_factory=list)
     address: str = ""
 
     def give(self, request: str, reply: Reply) -> None:
@@ -128,7 +128,7 @@ def serving(services: FakeServices) -> Iterator[FakeServices]:
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             services.seen.append(f"{self.command} {self.path}")
-            services.bodies.append(body)
+            services.keys_given.append(self.headers.get("Authorization"))
             handler = services.routes.get(f"{self.command} {self.path}")
             status, headers, content = handler(body) if handler else (404, {}, b"no such thing")
             self.send_response(status)

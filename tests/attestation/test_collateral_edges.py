@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -230,6 +231,50 @@ def test_a_certificate_that_nobody_vouches_for_is_said() -> None:
     with running(Machine({})) as machine, pytest.raises((Unreachable, BadInput), match="TLS") as caught:
         client(f"https://{machine.address}").get(REQUEST)
     assert "--ca-file" in caught.value.todo
+
+
+def test_a_private_authority_is_accepted_when_its_file_is_given(tmp_path: Path) -> None:
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.x509.oid import NameOID
+
+    key, name = fake_x509.ec_key("pccs"), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "pccs")])
+    today = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(today - timedelta(days=1))
+        .not_valid_after(today + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(x509.BasicConstraints(True, None), True)
+        .add_extension(x509.KeyUsage(True, False, False, False, False, True, False, False, False), True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+        .sign(key, hashes.SHA384())
+        .public_bytes(serialization.Encoding.PEM)
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (tmp_path / "ca.pem").write_bytes(certificate)
+    (tmp_path / "both.pem").write_bytes(certificate + private)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "both.pem")
+
+    def answer(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as secured:
+            secured.recv(4096)
+            secured.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\n0123")
+
+    with raw_server(answer) as address:
+        with pytest.raises(Unreachable, match="TLS"):
+            client(f"https://{address}").get(REQUEST)
+        made = client(f"https://{address}", authorities=str(tmp_path / "ca.pem"))
+        assert made.get(REQUEST).body == b"0123"
 
 
 def test_authorities_that_cant_be_read_are_said() -> None:

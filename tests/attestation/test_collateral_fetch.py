@@ -12,6 +12,8 @@ import fake_azure
 import fake_nvidia
 import fake_snp
 import fake_tdx
+import fake_tokens
+import fake_x509
 import fakepki
 import pytest
 import whole_bundles
@@ -490,6 +492,142 @@ def test_what_the_record_may_not_say() -> None:
         bad = good.with_item(sources.LABEL, sources.MEDIA_TYPE, json.dumps(value).encode())
         assert sources.received(bad) == bad
     assert store.LABELS.keys() == sources.LABELS
+
+
+def test_anew_asks_for_what_is_in_force_and_keeps_it_where_nobody_answers(tmp_path: Path) -> None:
+    whole = whole_bundles.gpu()
+    write(tmp_path, whole, whole.bundle)
+    with serving(FakeServices()) as services:
+        gpu_services(services, state="revoked")
+        assert fetch(tmp_path, services) == 0
+        assert services.seen == []
+        assert fetch(tmp_path, services, "--anew") == 0
+        assert services.seen == ["POST /"] * 6
+        verdict = verify(full(tmp_path), whole.policy, now=fakepki.NOW)
+        assert "nvidia.ocsp.revoked" in {reason.code for item in verdict.items for reason in item.reasons}
+        services.routes.clear()
+        assert fetch(tmp_path, services, "--anew") == 4
+    assert full(tmp_path) == whole.bundle
+    for make, prepare, _ in (WHOLE["snp"], WHOLE["azure_tdx"]):
+        whole = make()
+        write(tmp_path, whole, whole.bundle)
+        with serving(FakeServices()) as services:
+            prepare(services)
+            assert fetch(tmp_path, services, "--anew") == 0
+            assert services.seen
+            assert passes(full(tmp_path), whole)
+            services.routes.clear()
+            assert fetch(tmp_path, services, "--anew", "--timeout", "0.3") == 4
+        assert full(tmp_path) == whole.bundle
+
+
+# --- Google, tokens, keys ---
+
+
+def test_googles_endorsement_is_asked_for_where_a_policy_relies_on_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, google = whole_bundles.tdx(), fake_tdx.FakeGoogle()
+    toml = whole.toml.replace(f'mrtd = ["{"22" * 48}"]', f'endorsement_roots = ["{google.roots[0]}"]')
+    assert toml != whole.toml
+    whole = replace(whole, toml=toml)
+    write(tmp_path, whole)
+    path = f"GET /gce_tcb_integrity/ovmf_x64_csm/tdx/{'22' * 48}.binarypb"
+    with serving(FakeServices()) as services:
+        services.intel(fake_tdx.FakeTdx())
+        for other in (replace(google, mr_td=bytes(48)), replace(google, issuer="stranger")):
+            services.give(path, ok(other.endorsement(), "application/octet-stream"))
+            assert fetch(tmp_path, services) == 2
+            assert "gce-launch-endorsement" not in full(tmp_path).evidence.items
+        services.give(path, ok(google.endorsement(), "application/octet-stream"))
+        assert fetch(tmp_path, services) == 0
+    assert passes(full(tmp_path), whole)
+    assert "it is about other firmware" in capsys.readouterr().err
+
+
+PRIVATE_CA = "privateca-content-62d71773-0000-21da-852e-f4f5e80d7778.storage.googleapis.com"
+
+
+def test_issuers_of_googles_attestation_keys_come_one_by_one(tmp_path: Path) -> None:
+    def ca(name: str, issuer: fake_x509.Issued | None = None) -> fake_x509.Issued:
+        extensions = fake_x509.ca_extensions()
+        if issuer:
+            extensions.append(fake_x509.authority_information(f"http://{PRIVATE_CA}/root/ca.crt"))
+        return fake_x509.issue(name, fake_x509.rsa_key(name), issuer, extensions=extensions)
+
+    root = ca("EK/AK CA Root")
+    middle = ca("EK/AK CA Intermediate", root)
+    points = [fake_x509.authority_information(f"http://{PRIVATE_CA}/middle/ca.crt")]
+    leaf = fake_x509.issue("instance", fake_x509.rsa_key("instance"), middle, extensions=points)
+    world = fakepki.World()
+    toml = world.policy_toml().replace("ak_issuers = [", f'ak_issuers = ["{root.digest}", ')
+    assert root.digest in toml
+    whole = Whole(Bundle(Collection().with_item("ak-certificate", "application/pkix-cert", leaf.der)), toml)
+    write(tmp_path, whole, whole.bundle)
+    with serving(FakeServices()) as services:
+        services.give("GET /middle/ca.crt", ok(root.der, "application/x-x509-ca-cert"))
+        services.give("GET /root/ca.crt", ok(root.der, "application/x-x509-ca-cert"))
+        assert fetch(tmp_path, services) == 2  # not the one that signed
+        services.give("GET /middle/ca.crt", ok(middle.der, "application/x-x509-ca-cert"))
+        assert fetch(tmp_path, services) == 0
+    assert full(tmp_path).evidence.get("ak-chain") == middle.pem + root.pem
+
+
+@pytest.mark.parametrize(
+    ("iss", "code"),
+    [("https://acme.weu.attest.azure.net", 0), ("https://acme.weu.attest.azure.net.example.com", 2)],
+)
+def test_only_microsofts_instances_are_asked_for_keys(iss: str, code: int, tmp_path: Path) -> None:
+    token = fake_tokens.FakeToken("maa", claims={"iss": iss}).data()
+    given = tokens.encode([tokens.Given("maa", token, b'{"keys":[]}')])
+    evidence = Collection().with_item("tokens", tokens.LABELS["tokens"], given)
+    (tmp_path / "bundle.json").write_bytes(bundles.dump(Bundle(evidence)))
+    arguments = ["collateral", "fetch", str(tmp_path / "bundle.json"), "--at", AT]
+    arguments += ["--output", str(tmp_path / "full.json"), "--timeout", "0.1"]
+    if code:
+        assert main(arguments) == code
+        return
+    with serving(FakeServices()) as services:
+        services.keys("/certs", "maa")
+        assert main([*arguments, "--service", f"maa={services.address}"]) == 0
+    keys = tokens.decode(full(tmp_path).evidence.get("tokens") or b"")[0].keys
+    assert keys == services.routes["GET /certs"](b"")[2]
+
+
+def test_a_service_gets_its_key_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = whole_bundles.gpu()
+    write(tmp_path, whole, bare(whole, "ak-chain"))
+    (tmp_path / "key").write_text("nvapi-secret\n")
+    with serving(FakeServices()) as services:
+        gpu_services(services)
+        assert fetch(tmp_path, services, "--bearer", f"nvidia-rim=file:{tmp_path / 'key'}") == 0
+        wanted = {request for request, key in zip(services.seen, services.keys_given, strict=True) if key}
+        assert wanted == {f"GET /v1/rim/{DRIVER}", f"GET /v1/rim/{VBIOS}"}
+        assert set(services.keys_given) == {None, "Bearer nvapi-secret"}
+    assert "nvapi-secret" not in (tmp_path / "full.json").read_text() + capsys.readouterr().err
+    for bad in ("nvidia-rim=nvapi-secret", "other=file:key", f"nvidia-rim=file:{tmp_path / 'none'}"):
+        assert fetch(tmp_path, services, "--bearer", bad) == 3
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--attempts", "0"), "must be positive"),
+        (("--timeout", "0"), "must be positive"),
+        (("--offline", "--refresh"), "leaves nothing to ask"),
+        (("--offline", "--anew"), "leaves nothing to ask"),
+        (("--config", "/no/such/file"), "can't be read"),
+        (("--config", __file__), "not TOML"),
+        (("--at", "yesterday"), "is not a time"),
+    ],
+)
+def test_options_that_make_no_sense(
+    more: tuple[str, ...], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, whole_bundles.snp())
+    assert fetch(tmp_path, FakeServices(address="http://127.0.0.1:1"), *more) == 3
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "full.json").exists()
 
 
 # --- AMD's other machines ---

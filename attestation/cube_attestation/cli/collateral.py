@@ -47,6 +47,8 @@ def add(commands: Commands) -> None:
     fetch.add_argument("--dry-run", action="store_true", help="print the requests that it would make")
     fetch.add_argument("--offline", action="store_true", help="use only what is in the cache")
     fetch.add_argument("--refresh", action="store_true", help="don't use what is in the cache")
+    fetch.add_argument("--anew", action="store_true",
+                       help="ask also for lists, TCB documents and OCSP that are still in force")  # fmt: skip
     fetch.add_argument("--timeout", type=float, default=60.0, metavar="S", help="seconds for one piece, all tries")
     fetch.add_argument("--attempts", type=int, default=4, metavar="N", help="tries for one piece")
     fetch.add_argument("--bearer", metavar="NAME=file:KEY", action="append", default=[],
@@ -99,6 +101,8 @@ def run_fetch(options: argparse.Namespace) -> int:
 
     if options.attempts < 1 or options.timeout <= 0:
         raise BadInput("must be positive", where="--attempts, --timeout")
+    if options.offline and (options.refresh or options.anew):
+        raise BadInput("leaves nothing to ask", where="--offline with --refresh or --anew", todo="give one of them")
     endpoints = _endpoints(options)
     context = _context(options, endpoints)
     bundle = _bundle(options)
@@ -117,10 +121,10 @@ def run_fetch(options: argparse.Namespace) -> int:
         None if options.offline else client,
         Cache(folder(), endpoints),
         lambda: datetime.now(UTC).replace(microsecond=0),
-        refresh=options.refresh,
+        refresh=options.refresh or options.anew,
         say=_say,
     )
-    outcome = fetcher.complete(bundle, context, live=options.at is None)
+    outcome = fetcher.complete(bundle, context, live=options.at is None, anew=options.anew)
     if not outcome.got and not outcome.failed:
         _say("nothing is lacking")
     _write_bundle(options, outcome.bundle)

@@ -11,7 +11,7 @@ from cube_attestation.bundle import Bundle
 from cube_attestation.cmw import Collection
 from cube_attestation.errors import AttestationError, BadInput, NotAuthentic, Unreachable
 
-from . import sources
+from . import nvidia, sources, store
 from .cache import Cache, digest
 from .http import Client, Unknown
 from .model import Accept, Answer, Context, Need, Request
@@ -50,13 +50,14 @@ class Fetcher:
     refresh: bool = False
     say: Callable[[str], None] = lambda _: None
 
-    def complete(self, bundle: Bundle, context: Context, *, live: bool = False) -> Outcome:
+    def complete(self, bundle: Bundle, context: Context, *, live: bool = False, anew: bool = False) -> Outcome:
         """Ask for one piece after the other. ``live``: judge by the clock as it runs, not by the context's.
+        ``anew``: ask also for what ages although it is still in force; where that fails the old piece stays.
 
         Never raises for a piece that can't be had; raises BadInput for a record of sources that is broken.
         """
         sources.read(bundle.evidence)
-        evidence = bundle.evidence
+        evidence = store.without_ageing(bundle.evidence) if anew else bundle.evidence
         got: dict[str, Need] = {}
         failed: dict[str, Failure] = {}
         listed: list[sources.Source] = []
@@ -77,6 +78,8 @@ class Fetcher:
             got[need.name] = need
             listed.append(self._source(need, answer))
             self.say(f"{need.what}: {len(answer.body)} bytes from {'the cache' if answer.stored else answer.url}")
+        if anew:
+            evidence = _restored(evidence, bundle.evidence)
         if listed:
             evidence = sources.record(bundle.evidence, evidence, listed)
         return Outcome(replace(bundle, evidence=evidence), tuple(got.values()), tuple(failed.values()))
@@ -132,3 +135,13 @@ class Fetcher:
         if self.cache is not None and (problem := self.cache.put(request, answer)):
             self.say(f"not kept for the next time: {problem}")
         return changed, answer
+
+
+def _restored(evidence: Collection, before: Collection) -> Collection:
+    """The evidence with the ageing pieces of ``before`` for which nothing newer could be had."""
+    for label in store.AGEING:
+        if label in before.items and label not in evidence.items:
+            evidence = store.put(evidence, label, before.items[label].value)
+    old, new = store.nvidia_collateral(before).ocsp, store.nvidia_collateral(evidence)
+    left = [one for one in old if not any(nvidia.superseded(one, newer) for newer in new.ocsp)]
+    return store.put_nvidia(evidence, new.rims, (*new.ocsp, *left)) if left else evidence

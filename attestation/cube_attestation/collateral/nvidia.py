@@ -207,11 +207,11 @@ def put_ocsp(
             )
             raise NotAuthentic(words, why=reason.code, where=f"OCSP about {subject.name}")
     given = store.nvidia_collateral(evidence)
-    kept = [known for known in given.ocsp if not _superseded(known, data)]
+    kept = [known for known in given.ocsp if not superseded(known, data)]
     return store.put_nvidia(evidence, given.rims, (*kept, data))
 
 
-def _superseded(known: bytes, data: bytes) -> bool:
+def superseded(known: bytes, data: bytes) -> bool:
     """Whether ``known`` says good of the same certificate: the newer response says all of that."""
     mine, theirs = ocsp.load(known), ocsp.load(data)
     same = mine.serial_number == theirs.serial_number and mine.issuer_key_hash == theirs.issuer_key_hash

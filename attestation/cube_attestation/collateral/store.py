@@ -30,6 +30,19 @@ def put(evidence: Collection, label: str, value: bytes) -> Collection:
     return evidence.with_item(label, LABELS[label], value, known.indicator if known else ENDORSEMENTS)
 
 
+# What vendors publish anew all the time; certificates and manifests stay as they are
+AGEING = ("snp-crl", "tdx-tcb-info", "tdx-tcb-info-chain", "tdx-qe-identity", "tdx-qe-identity-chain",
+          "tdx-root-crl", "tdx-pck-crl", "azure-crls")  # fmt: skip
+
+
+def without_ageing(evidence: Collection) -> Collection:
+    """The evidence without lists, TCB documents and OCSP responses. Raises BadInput."""
+    left = Collection({label: item for label, item in evidence.items.items() if label not in AGEING})
+    if nvidia.COLLATERAL not in left.items:
+        return left
+    return put_nvidia(left, nvidia_collateral(left).rims, ())
+
+
 def pem(certificates: Iterable[certificate.Certificate]) -> bytes:
     """PEM blocks, each different certificate once."""
     blocks = (
