@@ -203,13 +203,13 @@ def test_a_rebooted_machine_is_attested_again_before_it_is_used() -> None:
 
 
 def test_a_key_that_is_refused_when_attested_again_is_cut_off() -> None:
-    with guest().running() as machine, forwarding(machine, recheck_s=1.2) as forwarder:
+    with guest().running() as machine, forwarding(machine, recheck_s=1.8) as forwarder:
         connection = http.client.HTTPConnection(*forwarder.address, timeout=10)
         connection.request("GET", "/")
         assert connection.getresponse().read()
         forwarded = connection.sock
         assert forwarded is not None
-        time.sleep(1.5)
+        time.sleep(2.2)
         connection.request("GET", "/still")
         assert connection.getresponse().read(), "it passed again in between"
         assert machine.attested >= 2
