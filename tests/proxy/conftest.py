@@ -14,9 +14,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from http.client import HTTPConnection
+from http.client import HTTPConnection, RemoteDisconnected
 from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingUnixStreamServer
 from typing import Any
@@ -275,6 +275,7 @@ class EnvoyProcess:
 
     def __init__(self, run: Path, certificate: str = "") -> None:
         self.run = run
+        self._kept = threading.local()
         self.service_port = free_port()
         self.management_port = free_port()
         self.log = run / "envoy.log"
@@ -381,14 +382,31 @@ class EnvoyProcess:
         sent = {"content-type": "application/json"} if data is not None else {}
         if token is not None:
             sent["authorization"] = f"Bearer {token}"
-        connection = self.connection(port)
+        found = {**sent, **(headers or {})}
+        kept = self._kept.__dict__.pop(f"{port}", None)
+        if kept is not None and kept[1] is self.context:
+            try:
+                return self._ask(kept[0], port, method, path, data, found)
+            except (ConnectionError, RemoteDisconnected):
+                pass  # Envoy closed it while it rested
+        return self._ask(self.connection(port), port, method, path, data, found)
+
+    def _ask(
+        self, connection: HTTPConnection, port: int | None, method: str, path: str, data: Any, headers: Any
+    ) -> Answer:
         try:
-            connection.request(method, path, body=data, headers={**sent, **(headers or {})})
+            connection.request(method, path, body=data, headers=headers)
             response = connection.getresponse()
             found = {name.lower(): value for name, value in response.getheaders()}
-            return Answer(response.status, found, response.read())
-        finally:
+            answer = Answer(response.status, found, response.read())
+        except BaseException:
             connection.close()
+            raise
+        if connection.sock is None or response.will_close:
+            connection.close()
+        else:  # the next request of this thread saves itself a handshake
+            self._kept.__dict__[f"{port}"] = (connection, self.context)
+        return answer
 
     def raw(self, data: bytes) -> bytes:
         """Everything that comes back for ``data`` sent as it is over TLS."""
@@ -485,10 +503,17 @@ class Attacked(World):
         return [*self.backend.requests, *self.large.requests, *self.secret.requests]
 
 
-@pytest.fixture
-def attacked(envoy_process: EnvoyProcess, backend: Backend, run: Path) -> Iterator[Attacked]:
+@pytest.fixture(scope="module")
+def attacked_tenants() -> tuple[Tenant, Tenant]:
     acme = Tenant("acme", ("smollm2", "tiny", "big=large"), revoked=["revoked-one"])
-    beta = Tenant("beta", ("other", "hidden=secret-large"))
+    return acme, Tenant("beta", ("other", "hidden=secret-large"))
+
+
+@pytest.fixture
+def attacked(
+    envoy_process: EnvoyProcess, backend: Backend, run: Path, attacked_tenants: tuple[Tenant, Tenant]
+) -> Iterator[Attacked]:
+    acme, beta = (replace(tenant) for tenant in attacked_tenants)  # a test may change its own
     envoy_process.apply(domain_set(acme, beta))
     large, secret = (Backend(run / f"cube-{digit * 16}.sock") for digit in ("e", "f"))
     yield Attacked(envoy_process, backend, acme, beta, large, secret)

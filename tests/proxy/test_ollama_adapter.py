@@ -95,6 +95,8 @@ def test_nothing_that_changes_the_shared_runner_passes() -> None:
         (b'{"model":"smollm2","x":"\xff"}', "invalid_json"),
         (b'{"model":"smollm2","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "invalid_json"),
         (b'{"model":"smollm2","x":' + b"1" * 10_000 + b"}", "invalid_json"),
+        (b'{"model":"smollm2"}\0', "invalid_json"),
+        (b'{"model":"smollm2"}\0{"model":"other"}', "invalid_json"),
         (b"", "invalid_json"),
     ],
 )
