@@ -8,6 +8,7 @@ import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from . import jcs
 from .errors import BadInput
@@ -48,12 +49,12 @@ class Collection:
 
     def canonical(self) -> bytes:
         """Canonical bytes of ``to_json()``, made without looking through all of the base64 for escapes."""
-        members = {"__cmwc_t": jcs.dumps(COLLECTION_TYPE)}
+        members = {"__cmwc_t": _quoted(COLLECTION_TYPE)}
         for label, item in self.items.items():
-            media, indicator = jcs.dumps(item.media_type), jcs.dumps(item.indicator)
-            members[label] = b'[%b,"%b",%b]' % (media, _encode(item.value).encode(), indicator)
+            value = base64.urlsafe_b64encode(item.value).rstrip(b"=")
+            members[label] = b'[%b,"%b",%d]' % (_quoted(item.media_type), value, item.indicator)
         names = sorted(members, key=lambda name: name.encode("utf-16-be"))  # RFC 8785, 3.2.3
-        return b"{%b}" % b",".join(b"%b:%b" % (jcs.dumps(name), members[name]) for name in names)
+        return b"{%b}" % b",".join(b"%b:%b" % (_quoted(name), members[name]) for name in names)
 
     def to_json(self) -> dict[str, jcs.Json]:
         value: dict[str, jcs.Json] = {"__cmwc_t": COLLECTION_TYPE}
@@ -94,6 +95,11 @@ def _item(record: list[object], where: str) -> Item:
     if indicator is True:
         raise BadInput("expected an integer, found a boolean", where=where)
     return Item(media, _decode(data, where), indicator)
+
+
+@lru_cache(maxsize=256)  # a few labels and media types
+def _quoted(text: str) -> bytes:
+    return jcs.dumps(text)
 
 
 def _encode(data: bytes) -> str:

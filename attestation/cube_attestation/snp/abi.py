@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass, field
+from functools import lru_cache
 from uuid import UUID
 
 from cube_attestation.errors import BadInput
@@ -46,6 +47,7 @@ PLATFORM_BITS = {
     5: "alias_check_complete",
     7: "tio_enabled",
 }
+_FLAGS = {name: (bit, bits is POLICY_BITS) for bits in (PLATFORM_BITS, POLICY_BITS) for bit, name in bits.items()}
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Tcb:
         return all(a >= b for a, b in zip(mine, theirs, strict=True))
 
 
+@lru_cache(maxsize=256)
 def parse_tcb(data: bytes, product: str) -> Tcb:
     """The 8 bytes of a TCB_VERSION; their meaning depends on the product line (table 3)."""
     if product == "Turin":
@@ -145,18 +148,15 @@ class Report:
 
     def flag(self, name: str) -> bool:
         """A bit of the guest policy or of the platform information by its name in POLICY_BITS, PLATFORM_BITS."""
-        for bits, value in ((POLICY_BITS, self.policy), (PLATFORM_BITS, self.platform)):
-            for bit, known in bits.items():
-                if known == name:
-                    return bool(value >> bit & 1)
-        raise KeyError(name)
+        bit, of_policy = _FLAGS[name]
+        return bool((self.policy if of_policy else self.platform) >> bit & 1)
 
-    def signature(self) -> tuple[int, int] | None:
-        """r and s, or None when the signature's unused bytes are not zero or a number is too long for P-384."""
+    def signature(self) -> bytes | None:
+        """r ‖ s, 48 bytes each, big-endian; None if a number is too long for P-384 or unused bytes are not zero."""
         body = self.raw[SIGNED_BYTES:]
         if body[48:72] != _ZEROS[:24] or body[120:] != _ZEROS[: len(body) - 120]:
             return None
-        return int.from_bytes(body[:48], "little"), int.from_bytes(body[72:120], "little")
+        return body[47::-1] + body[119:71:-1]
 
 
 def product_of_cpuid(family: int, model: int) -> str:

@@ -217,6 +217,4 @@ def _endorsement_key(leaf: certificate.Certificate) -> abi.EndorsementKey:
 
 def _signed(report: abi.Report, leaf: certificate.Certificate) -> bool:
     signature = report.signature()
-    if signature is None or keys.curve(leaf.spki) != "secp384r1":
-        return False
-    return keys.verify(leaf.spki, keys.ECDSA_SHA384, report.signed, signature)
+    return signature is not None and keys.verify_raw(leaf.spki, "secp384r1", "sha384", report.signed, signature)

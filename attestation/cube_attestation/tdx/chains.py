@@ -12,10 +12,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
-from cube_attestation.x509 import certificate, crl, der, keys, path
+from cube_attestation.x509 import certificate, crl, keys, path
 from cube_attestation.x509.certificate import Certificate
 
-_P256 = keys.ec_spki("secp256r1", bytes(65))[:-65]  # a SubjectPublicKeyInfo up to the point
 _ECDSA_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")  # AlgorithmIdentifier
 
 
@@ -45,7 +44,7 @@ def verify(pem: bytes, anchors: Collection[str], now: datetime, *, where: str) -
             "invalid", f"{found.anchor.name} at the end of the {where} does not name itself as its issuer"
         )
     for one in found.certificates:
-        if not one.spki.startswith(_P256) or one.algorithm != _ECDSA_SHA256:
+        if not keys.is_on(one.spki, "secp256r1") or one.algorithm != _ECDSA_SHA256:
             return Problem("invalid", f"{one.name} is not of ECDSA on P-256 with SHA-256")
     return found.certificates
 
@@ -69,13 +68,9 @@ def verify_crl(data: bytes, issuer: Certificate, *, where: str) -> crl.Crl | Pro
 
 def signature_holds(spki: bytes, signature: bytes, content: bytes) -> bool:
     """ECDSA P-256 with SHA-256, ``signature`` as raw r‖s of 64 bytes, ``spki`` a DER SubjectPublicKeyInfo."""
-    return keys.verify(spki, _ECDSA_SHA256, content, _der_signature(signature))
+    return keys.verify_raw(spki, "secp256r1", "sha256", content, signature)
 
 
 def spki_of_point(point: bytes) -> bytes:
     """The SubjectPublicKeyInfo of x‖y (64 bytes) on P-256, whether or not that is a point of the curve."""
-    return _P256 + b"\x04" + point
-
-
-def _der_signature(raw: bytes) -> bytes:
-    return der.encode(der.SEQUENCE, der.unsigned(raw[:32]), der.unsigned(raw[32:]))
+    return keys.ec_spki("secp256r1", b"\x04" + point)

@@ -329,10 +329,13 @@ def _module(fields: Fields, *, named: bool) -> ModuleIdentity:
 _MODULE = re.compile(r"TDX_[0-9A-Fa-f]{2}")
 
 
+_HEX = re.compile(r"[0-9A-Fa-f]*")
+
+
 def _hex(fields: Fields, name: str, size: int) -> bytes:
     """Hex of either case: the service writes one FMSPC in capitals and the next without."""
     text = fields.text(name, limit=2 * size)
-    if not re.fullmatch(rf"[0-9A-Fa-f]{{{2 * size}}}", text):
+    if len(text) != 2 * size or not _HEX.fullmatch(text):
         raise BadInput(f"expected {size} bytes of hex", where=fields.path(name))
     return bytes.fromhex(text)
 

@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 from cube_attestation.errors import BadInput
 
@@ -41,8 +42,7 @@ _EXPLANATORY = re.compile(rb"(?!-----BEGIN)[\t\n\r\x20-\x7e\x80-\xff]*\0*")
 _BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]{1,65536})-----END CERTIFICATE-----")
 
 
-@dataclass(frozen=True)
-class Extension:
+class Extension(NamedTuple):
     critical: bool
     value: bytes
 
@@ -63,20 +63,20 @@ class Certificate:
     extensions: Mapping[bytes, Extension] = field(repr=False)
     signature: bytes = field(repr=False)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         return "sha256:" + hashlib.sha256(self.der).hexdigest()
 
-    @property
+    @cached_property
     def spki_digest(self) -> str:
         return keys.spki_digest(self.spki)
 
-    @property
+    @cached_property
     def common_name(self) -> str:
         """The subject's last common name, or the empty string."""
         return next((value for kind, value in reversed(attributes(self.subject)) if kind == "CN"), "")
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The subject for people."""
         return describe(self.subject) or f"serial {self.serial:x}"
@@ -186,12 +186,21 @@ def read_extensions(cursor: der.Cursor, what: str) -> dict[bytes, Extension]:
     inner = cursor.inner()
     cursor.done()
     found: dict[bytes, Extension] = {}
+    data = inner.data  # read without a cursor for each: this is most of a certificate
     while inner.more():
-        extension = inner.inner()
-        oid = extension.oid()
-        critical = extension.boolean() if extension.peek() == der.BOOLEAN else False
-        value = extension.take(der.OCTET_STRING)
-        extension.done()
+        start, end = inner.span(der.SEQUENCE)
+        tag, oid_start, oid_end = der.header(data, start, end, what)
+        oid = der.identifier(data[oid_start:oid_end] if tag == der.OID else b"", what)
+        critical, at = False, oid_end
+        if data[at : at + 1] == b"\x01" and at < end:
+            _, flag_start, at = der.header(data, at, end, what)
+            if data[flag_start:at] not in (b"\0", b"\xff"):
+                raise BadInput("a boolean that is neither true nor false", where=what)
+            critical = data[flag_start] != 0
+        tag, value_start, value_end = der.header(data, at, end, what)
+        if tag != der.OCTET_STRING or value_end != end:
+            raise BadInput(f"a malformed extension at offset {start}", where=what)
+        value = data[value_start:value_end]
         if oid in found:
             raise BadInput(f"extension {der.dotted(oid)} occurs twice", where=what)
         if len(found) >= MAX_EXTENSIONS:
@@ -270,15 +279,17 @@ def attributes(name: bytes) -> tuple[tuple[str, str], ...]:
             raise BadInput(f"more than {MAX_ATTRIBUTES} attributes", where="name")
         rdn = outer.inner(der.SET)
         while rdn.more():
-            pair = rdn.inner()
-            oid = pair.oid()
-            tag = pair.peek()
-            raw = pair.take(tag)
-            pair.done()
+            start, end = rdn.span(der.SEQUENCE)
+            kind, oid_start, oid_end = der.header(name, start, end, "name")
+            oid = der.identifier(name[oid_start:oid_end] if kind == der.OID else b"", "name")
+            tag, text_start, text_end = der.header(name, oid_end, end, "name")
+            if text_end != end:
+                raise BadInput(f"a malformed attribute at offset {start}", where="name")
+            raw = name[text_start:text_end]
             text = raw.decode("utf-16-be" if tag == der.BMP else "utf-8", "replace")
-            found.append(
-                (_ATTRIBUTES.get(oid) or der.dotted(oid), "".join(c if c.isprintable() else "?" for c in text))
-            )
+            if not text.isprintable():
+                text = "".join(c if c.isprintable() else "?" for c in text)
+            found.append((_ATTRIBUTES.get(oid) or der.dotted(oid), text))
     return tuple(found)
 
 

@@ -17,12 +17,14 @@ def header(data: bytes, at: int, end: int, what: str) -> tuple[int, int, int]:
 
     Definite lengths in their shortest form and one-byte tags only; the element may not reach beyond ``end``.
     """
-    if end - at < 2:
+    start = at + 2
+    if start > end:
         raise BadInput(f"ends at offset {at}, in the middle of an element", where=what)
     tag, length = data[at], data[at + 1]
+    if length < 0x80 and length <= end - start and tag & 0x1F != 0x1F:
+        return tag, start, start + length  # nearly always
     if tag & 0x1F == 0x1F:
         raise BadInput(f"a tag of several bytes at offset {at}", where=what)
-    start = at + 2
     if length >= 0x80:
         count = length & 0x7F
         if not 1 <= count <= 4 or end - start < count:
@@ -61,21 +63,28 @@ class Cursor:
 
     def take(self, tag: int) -> bytes:
         """The contents of the next element, which must have ``tag``."""
-        start, end = self._next(tag)
+        start, end = self.span(tag)
         return self.data[start:end]
 
     def inner(self, tag: int = SEQUENCE) -> Cursor:
         """A cursor over the contents of the next element, which must have ``tag``."""
-        start, end = self._next(tag)
+        start, end = self.span(tag)
         return Cursor(self.data, self.what, start, end)
 
     def whole(self, tag: int) -> bytes:
         """The next element with its header; it must have ``tag``."""
         start = self.at
-        self._next(tag)
+        self.span(tag)
         return self.data[start : self.at]
 
-    def _next(self, tag: int) -> tuple[int, int]:
+    def span(self, tag: int) -> tuple[int, int]:
+        """Start and end of the contents of the next element, which must have ``tag``."""
+        data, start = self.data, self.at + 2
+        if start <= self.end and data[start - 2] == tag and data[start - 1] < 0x80:
+            end = start + data[start - 1]
+            if end <= self.end:  # nearly always: a short element that is all there
+                self.at = end
+                return start, end
         found, start, end = header(self.data, self.at, self.end, self.what)
         if found != tag:
             raise BadInput(f"tag 0x{found:02x} at offset {self.at}, expected 0x{tag:02x}", where=self.what)
@@ -94,10 +103,7 @@ class Cursor:
 
     def oid(self) -> bytes:
         """An OBJECT IDENTIFIER's contents: numbers that end and are in their shortest form."""
-        value = self.take(OID)
-        if not value or value[-1] >= 0x80 or (0x80 in value and _padded(value)):
-            raise BadInput("a malformed object identifier", where=self.what)
-        return value
+        return identifier(self.take(OID), self.what)
 
     def bits(self) -> bytes:
         """A BIT STRING of whole bytes."""
@@ -133,6 +139,13 @@ class Cursor:
     def done(self) -> None:
         if self.at != self.end:
             raise BadInput(f"{self.end - self.at} bytes too many at offset {self.at}", where=self.what)
+
+
+def identifier(value: bytes, what: str) -> bytes:
+    """``value``, if it can be an OBJECT IDENTIFIER's contents. Raises BadInput."""
+    if not value or value[-1] >= 0x80 or (0x80 in value and _padded(value)):
+        raise BadInput("a malformed object identifier", where=what)
+    return value
 
 
 def _padded(oid: bytes) -> bool:

@@ -13,7 +13,10 @@ from cube_attestation.errors import BadInput
 from . import der
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+    from collections.abc import Mapping
+
+    from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+    from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
 # Answers, not certificates, are kept: some 100 bytes each. Keys are a few kilobytes each.
 KEPT_SIGNATURES, KEPT_KEYS = 4096, 256
@@ -77,6 +80,13 @@ def rsa_spki(modulus: int, exponent: int) -> bytes:
     return der.encode(der.SEQUENCE, _RSA, der.encode(der.BIT_STRING, b"\0", der.encode(der.SEQUENCE, *numbers)))
 
 
+# What a SubjectPublicKeyInfo of an uncompressed point begins with, and how long it is
+_HEADS = {
+    name: ((whole := ec_spki(name, b"\4".ljust(size, b"\0")))[: 1 - size], len(whole))
+    for name, size in (("secp256r1", 65), ("secp384r1", 97), ("secp521r1", 133))
+}
+
+
 @lru_cache(maxsize=KEPT_KEYS)
 def public_key(spki: bytes) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey:
     """An RSA key of 2048 to 8192 bits or one on P-256, P-384 or P-521. Raises BadInput for all others.
@@ -124,32 +134,54 @@ def verify(spki: bytes, algorithm: bytes, signed: bytes, signature: bytes) -> bo
     return _verify(spki, *known, digest, signature)
 
 
+def is_on(spki: bytes, curve: str) -> bool:
+    """Whether this is the SubjectPublicKeyInfo of an uncompressed point, said to be on ``curve``."""
+    head, size = _HEADS[curve]
+    return len(spki) == size and spki.startswith(head)
+
+
+def verify_raw(spki: bytes, curve: str, hash_name: str, signed: bytes, signature: bytes) -> bool:
+    """ECDSA by a key on ``curve`` and no other; ``signature``: r ‖ s, both big-endian and of one length."""
+    half = len(signature) // 2
+    encoded = der.encode(der.SEQUENCE, der.unsigned(signature[:half]), der.unsigned(signature[half:]))
+    return is_on(spki, curve) and _verify(
+        spki, "ecdsa", hash_name, hashlib.new(hash_name, signed).digest(), encoded
+    )
+
+
 @lru_cache(maxsize=KEPT_SIGNATURES)
 def _verify(spki: bytes, scheme: str, hash_name: str, digest: bytes, signature: bytes) -> bool:
     from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-    from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-    known: dict[str, hashes.HashAlgorithm] = {
-        "sha256": hashes.SHA256(),
-        "sha384": hashes.SHA384(),
-        "sha512": hashes.SHA512(),
-    }
-    hashed = known[hash_name]
+    prehashed, ecdsa, pads = _parameters(hash_name)
     try:
         key = public_key(spki)
-        if isinstance(key, ec.EllipticCurvePublicKey):
-            if scheme != "ecdsa":
-                return False
-            key.verify(signature, digest, ec.ECDSA(Prehashed(hashed)))
-            return True
-        if scheme == "ecdsa" or not isinstance(key, rsa.RSAPublicKey):
+        if isinstance(key, ec.EllipticCurvePublicKey) and scheme == "ecdsa":
+            key.verify(signature, digest, ecdsa)
+        elif isinstance(key, rsa.RSAPublicKey) and scheme in pads:
+            key.verify(signature, digest, pads[scheme], prehashed)
+        else:
             return False
-        pad: padding.AsymmetricPadding = padding.PKCS1v15()
-        if scheme == "rsapss":
-            pad = padding.PSS(padding.MGF1(hashed), hashed.digest_size)
-        key.verify(signature, digest, pad, Prehashed(hashed))
     except (InvalidSignature, BadInput, ValueError):
         return False
     return True
+
+
+_Parameters = tuple["Prehashed", "ec.ECDSA", "Mapping[str, padding.AsymmetricPadding]"]
+_made: dict[str, _Parameters] = {}
+
+
+def _parameters(hash_name: str) -> _Parameters:
+    """The library's objects for signatures over a digest of this hash, made when first needed."""
+    if hash_name not in _made:
+        from cryptography.hazmat.primitives import hashes
+        from cryptography.hazmat.primitives.asymmetric import ec, padding
+        from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
+
+        known = (hashes.SHA256(), hashes.SHA384(), hashes.SHA512())
+        hashed = next(one for one in known if one.name == hash_name)
+        pss = padding.PSS(padding.MGF1(hashed), hashed.digest_size)
+        prehashed = Prehashed(hashed)
+        _made[hash_name] = prehashed, ec.ECDSA(prehashed), {"rsassa": padding.PKCS1v15(), "rsapss": pss}
+    return _made[hash_name]
