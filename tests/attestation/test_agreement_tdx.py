@@ -267,6 +267,31 @@ def mutants(good: Input, step: int, draw: random.Random) -> Iterator[Input]:
             yield replace(good, what=f"mutant {good.what}: {part} character {at}", collateral=collateral)
 
 
+def framed() -> Iterator[Input]:
+    """What nothing signs: types, lengths, and how the certificates are written."""
+    good = BASE.input("v4")
+    quote = good.quote
+    pem = quote.index(b"-----BEGIN")
+    lines, between = quote.index(b"\n", pem + 30), quote.index(b"-----\n-----") + 5
+    padded = re.search(rb"(.)(=+)\n-----END", quote[pem:])
+    assert padded is not None
+    last = pem + padded.start()
+    for what, at, new in (
+        ("outer type", 764, b"\7\0"),
+        ("outer length", 766, struct.pack("<I", len(quote) - 770 - 32)),
+        ("whole length", 632, struct.pack("<I", len(quote) - 636 - 32)),
+        ("inner type", 1252, b"\6\0"),
+        ("inner length", 1254, struct.pack("<I", len(quote) - pem - 32)),
+        ("inner length beyond", 1254, struct.pack("<I", len(quote) - pem + 32)),
+        ("vertical tab in a line's place", lines, b"\v"),
+        ("space in a line's place", lines, b" "),
+        ("text between certificates", between, b"*"),
+        ("control character between certificates", between, b"\x02"),
+        ("unused bits of base64", last, bytes([quote[last] + 1])),
+    ):
+        yield replace(good, what=f"frame: {what}", quote=quote[:at] + new + quote[at + len(new) :])
+
+
 def swapped() -> Iterator[Input]:
     """Each part of the collateral of another PKI, and missing."""
     other = Fake(root_role="other root", pck_crl_signer="other", root_crl_signer="other root", document_signer="x")
@@ -327,6 +352,7 @@ def real(vectors: Path) -> Iterator[Input]:
 
 
 PARTS = "SWHardeningNeeded|ConfigurationNeeded|ConfigurationAndSWHardeningNeeded|OutOfDateConfigurationNeeded"
+CHANGED = r"(bare )?mutant .*: ((quote|root) byte|(tcb_info|qe_identity)_issuer_chain (root )?character) \d+"
 UP_TO_DATE = "accepted: UpToDate"
 DCAP = [
     Difference("tdx-root-copy", r"mutant .*\broot (byte|character) \d+", r"refused: .*", UP_TO_DATE),
@@ -336,6 +362,11 @@ DCAP = [
     Difference("tdx-roles", r"pck under root|unknown pck ca", r"refused: tdx\.chain\.not_pck.*", UP_TO_DATE),
     Difference("tdx-roles", r"unknown tcb signer", r"refused: collateral\.chain\.not_tcb_signer.*", UP_TO_DATE),
     Difference("tdx-qe-auth", r"auth of (0|33)", UP_TO_DATE, r"refused: .*Invalid QE auth data length"),
+    Difference(
+        "tdx-frame", rf"{CHANGED}|frame: .*", r"refused: quote: (QE )?certification data of .*", r"accepted: .*"
+    ),
+    Difference("tdx-pem", rf"{CHANGED}|frame: control .*", r"refused: .*: neither DER nor PEM", r"accepted: .*"),
+    Difference("tdx-base64", rf"{CHANGED}|frame: unused .*", r"accepted: .*", r"refused: .*Invalid last symbol.*"),
     Difference(
         "tdx-list-issued", r".*_crl_dates new|real .*: 0 h", r"refused: collateral\.not_yet_valid", UP_TO_DATE
     ),
@@ -361,6 +392,7 @@ GO = [
     ),
     Difference("tdx-issued", r"issued later|.*_crl_dates new", r"refused: collateral\.not_yet_valid", ACCEPTED),
     Difference("tdx-crl-chain", r".*: pck_crl_issuer_chain.*", ACCEPTED, r"refused: .*"),
+    Difference("tdx-pem", rf"{CHANGED}|frame: .*", ACCEPTED, r"refused: .*(incomplete PCK|could not parse PEM).*"),
     Difference("tdx-processor-ca", r"processor ca", ACCEPTED, r"refused: .*\"Intel SGX PCK Processor CA\".*"),
 ]
 
@@ -368,7 +400,7 @@ GO = [
 def fakes() -> list[Input]:
     draw = random.Random(SEED)
     return [
-        *signed(), *signed_wrong(), *swapped(), *mutants(BASE.input("v4"), 11, draw),
+        *signed(), *signed_wrong(), *framed(), *swapped(), *mutants(BASE.input("v4"), 11, draw),
         *mutants(worlds()["v5 1.5"].input("v5"), 29, draw),
     ]  # fmt: skip
 
