@@ -200,9 +200,9 @@ def _ocsp(data: bytes) -> Lines:
     from .nvidia import ocsp
 
     found = ocsp.load(data)
-    yield f"OCSP response about serial {found.serial_number:x}: {found.certificate_status.name.lower()}"
-    until = times.format_time(found.next_update_utc) if found.next_update_utc else "no stated end"
-    yield f"  good from {times.format_time(found.this_update_utc)} to {until}"
+    yield f"OCSP response about serial {found.serial:x}: {found.status.status}"
+    until = times.format_time(found.status.next_update) if found.status.next_update else "no stated end"
+    yield f"  good from {times.format_time(found.status.this_update)} to {until}"
 
 
 def _token(data: bytes) -> Lines:

@@ -309,7 +309,7 @@ def _rim(data: bytes, wanted: nvidia.Wanted, context: Context, evidence: Collect
 def _ocsp(given: Given) -> Iterator[Part]:
     asked = nvidia.pairs(given.evidence, given.context)
     for data in given.material.ocsp:
-        serial = ocsp.load(data).serial_number
+        serial = ocsp.load(data).serial
         places = tuple(
             partial(_response, data, subject, issuer, given.context)
             for subject, issuer in asked

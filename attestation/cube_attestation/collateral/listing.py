@@ -145,10 +145,10 @@ def _nvidia(label: str, data: bytes) -> Iterator[Row]:
         yield _manifest(label, manifest)
     for response in given.ocsp:
         read = ocsp.load(response)
-        what = f"OCSP: {read.certificate_status.name.lower()}, about serial {read.serial_number:x}"
+        what = f"OCSP: {read.status.status}, about serial {read.serial:x}"
         name = read.responder_name
-        issuer = name.rfc4514_string() if name else f"key {(read.responder_key_hash or b'').hex()}"
-        yield Row(label, what, issuer, read.this_update_utc, read.next_update_utc, digest(response))
+        issuer = certificate.describe(name) if name else f"key {(read.responder_key_hash or b'').hex()}"
+        yield Row(label, what, issuer, read.status.this_update, read.status.next_update, digest(response))
 
 
 def _manifest(label: str, data: bytes) -> Row:

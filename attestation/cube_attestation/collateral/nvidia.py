@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from cube_attestation.cmw import Collection
 from cube_attestation.errors import BadInput, NotAuthentic
@@ -20,9 +19,6 @@ from cube_attestation.x509.certificate import Certificate
 
 from . import requests, store
 from .model import Answer, Context, Need
-
-if TYPE_CHECKING:
-    from cryptography.x509.ocsp import OCSPResponse
 
 # Statements of the responder that hold although they are bad news: they are kept, and refused by the verdict
 _AUTHENTIC = ("nvidia.ocsp.revoked", "nvidia.ocsp.unknown")
@@ -214,19 +210,16 @@ def put_ocsp(
 def superseded(known: bytes, data: bytes) -> bool:
     """Whether ``known`` says good of the same certificate: the newer response says all of that."""
     mine, theirs = ocsp.load(known), ocsp.load(data)
-    same = mine.serial_number == theirs.serial_number and mine.issuer_key_hash == theirs.issuer_key_hash
-    return same and mine.certificate_status.name == "GOOD"
+    same = mine.serial == theirs.serial and mine.issuer_key_hash == theirs.issuer_key_hash
+    return same and mine.status.status == "good"
 
 
-def _check_nonce(response: OCSPResponse, nonce: bytes, where: str, *, optional: bool) -> None:
-    from cryptography import x509
-
-    try:
-        found = response.extensions.get_extension_for_class(x509.OCSPNonce).value.nonce
-    except x509.ExtensionNotFound:
+def _check_nonce(response: ocsp.Response, nonce: bytes, where: str, *, optional: bool) -> None:
+    found = response.nonce()
+    if found is None:
         if optional:
             return
         todo = "this responder answers from stock; --ocsp-nonce optional takes its answers by their dates"
-        raise NotAuthentic("the response carries no nonce", why="nonce", where=where, todo=todo) from None
+        raise NotAuthentic("the response carries no nonce", why="nonce", where=where, todo=todo)
     if found != nonce:
         raise NotAuthentic("the response answers another request's nonce", why="nonce", where=where)

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
 
 from cube_attestation.errors import BadInput, NotAuthentic
 from cube_attestation.verdict import Reason
@@ -20,9 +19,6 @@ from cube_attestation.x509 import certificate as x509
 from cube_attestation.x509 import der, keys, path
 
 from . import chains
-
-if TYPE_CHECKING:
-    from cryptography.x509 import ocsp
 
 MAX_BYTES = 32 << 10
 MAX_RESPONSES = 64
@@ -33,6 +29,23 @@ OCSP_CODES = {
     "untrusted_responder": "nvidia.ocsp.untrusted_responder",
 }
 HOLD = "certificateHold"
+_WHAT = "OCSP response"
+_ENUMERATED = 0x0A
+_BASIC, _NONCE = der.oid("1.3.6.1.5.5.7.48.1.1"), der.oid("1.3.6.1.5.5.7.48.1.2")
+_RESPONSE_STATUS = {
+    b"\1": "malformed_request", b"\2": "internal_error", b"\3": "try_later", b"\5": "sig_required",
+    b"\6": "unauthorized",
+}  # fmt: skip
+_REASONS = {
+    b"\0": "unspecified", b"\1": "keyCompromise", b"\2": "cACompromise", b"\3": "affiliationChanged",
+    b"\4": "superseded", b"\5": "cessationOfOperation", b"\6": HOLD, b"\x08": "removeFromCRL",
+    b"\x09": "privilegeWithdrawn", b"\x0a": "aACompromise",
+}  # fmt: skip
+_HASHES = {
+    der.encode(der.SEQUENCE, der.encode(der.OID, der.oid(dotted)), null): name
+    for name, dotted in (("sha1", "1.3.14.3.2.26"), *keys.SHA2.items())
+    for null in (b"", der.encode(der.NULL))
+}  # how a CertID names its hash, with or without parameters
 SKEW = timedelta(seconds=60)  # how far in the future a thisUpdate may lie
 
 
@@ -59,28 +72,146 @@ class Authentic:
 _kept: chains.Verified[Authentic] = chains.Verified()
 
 
-def load(data: bytes, *, where: str = "OCSP response") -> ocsp.OCSPResponse:
-    """A successful response about exactly one certificate, as NVIDIA's responder gives them. Raises BadInput."""
-    from cryptography.x509 import ocsp
+@dataclass(frozen=True)
+class Response:
+    """A successful response about one certificate (RFC 6960, 4.2.1). ``algorithm`` and names are whole elements."""
 
+    serial: int
+    hash_algorithm: str
+    issuer_name_hash: bytes
+    issuer_key_hash: bytes
+    status: Status
+    responder_name: bytes | None
+    responder_key_hash: bytes | None
+    extensions: Mapping[bytes, x509.Extension]
+    single_extensions: Mapping[bytes, x509.Extension]
+    tbs: bytes
+    algorithm: bytes
+    signature: bytes
+    certificates: tuple[bytes, ...]
+
+    def nonce(self) -> bytes | None:
+        """The request's nonce (RFC 8954), if the response carries one. Raises BadInput."""
+        found = self.extensions.get(_NONCE)
+        return None if found is None else _alone(found.value, der.OCTET_STRING)
+
+
+def load(data: bytes, *, where: str = "OCSP response") -> Response:
+    """A successful response about exactly one certificate, as NVIDIA's responder gives them. Raises BadInput."""
     if len(data) > MAX_BYTES:
         raise BadInput(f"larger than {MAX_BYTES >> 10} KiB", where=where)
     try:
-        response = ocsp.load_der_ocsp_response(data)
-        if response.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
-            name = response.response_status.name.lower()
-            raise BadInput(f"the responder answered {name}", where=where, todo="fetch it again")
-        _ = (list(response.extensions), response.certificates, response.signature_hash_algorithm)
-        count = sum(1 for _ in response.responses)
-        if count != 1:
-            raise BadInput(f"about {count} certificates instead of one", where=where)
-        _ = (list(response.single_extensions), response.hash_algorithm, response.certificate_status)
-        _ = (response.this_update_utc, response.next_update_utc, response.revocation_time_utc)
-    except BadInput:
-        raise
-    except Exception as error:  # the library raises many kinds for malformed responses
-        raise BadInput(f"not an OCSP response: {str(error)[:100]}", where=where) from error
-    return response
+        return _read(data)
+    except BadInput as error:
+        raise BadInput(error.what, where=where, todo=error.todo) from error
+
+
+@lru_cache(maxsize=MAX_RESPONSES)
+def _read(data: bytes) -> Response:
+    outer = der.Cursor(data, _WHAT)
+    whole = outer.inner()
+    outer.done()
+    code = whole.take(_ENUMERATED)
+    if code != b"\0":
+        name = _RESPONSE_STATUS.get(code, "another status")
+        raise BadInput(f"the responder answered {name}", where=_WHAT, todo="fetch it again")
+    explicit = whole.inner(0xA0)
+    whole.done()
+    typed = explicit.inner()
+    explicit.done()
+    if typed.oid() != _BASIC:
+        raise BadInput("not a basic response", where=_WHAT)
+    basic = der.Cursor(typed.take(der.OCTET_STRING), _WHAT)
+    typed.done()
+    parts = basic.inner()
+    basic.done()
+    tbs, algorithm, signature = parts.whole(der.SEQUENCE), parts.whole(der.SEQUENCE), parts.bits()
+    certificates = _certificates(parts.inner(0xA0)) if parts.more() else ()
+    parts.done()
+    return _response(tbs, algorithm, signature, certificates)
+
+
+def _response(tbs: bytes, algorithm: bytes, signature: bytes, certificates: tuple[bytes, ...]) -> Response:
+    """ResponseData, with what signs it."""
+    body = der.Cursor(tbs, _WHAT).inner()
+    if body.peek() == 0xA0 and body.take(0xA0) != b"\x02\x01\0":
+        raise BadInput("not of version 1", where=_WHAT)
+    named = body.peek() == 0xA1
+    responder = body.inner(0xA1 if named else 0xA2)
+    name = responder.whole(der.SEQUENCE) if named else None
+    key_hash = None if named else responder.take(der.OCTET_STRING)
+    responder.done()
+    _generalized(body)  # producedAt
+    answers = body.inner()
+    single = answers.inner() if answers.more() else None
+    if single is None or answers.more():
+        raise BadInput("not about one certificate", where=_WHAT)
+    extensions = x509.read_extensions(body.inner(0xA1), _WHAT) if body.more() else {}
+    body.done()
+    asked = single.inner()
+    hash_algorithm = _HASHES.get(asked.whole(der.SEQUENCE))
+    if hash_algorithm is None:
+        raise BadInput("names its issuer with an unknown hash", where=_WHAT)
+    name_hash, issuer_key_hash = asked.take(der.OCTET_STRING), asked.take(der.OCTET_STRING)
+    serial = asked.integer()
+    asked.done()
+    status = _status(single)
+    single_extensions = x509.read_extensions(single.inner(0xA1), _WHAT) if single.more() else {}
+    single.done()
+    return Response(
+        serial, hash_algorithm, name_hash, issuer_key_hash, status, name, key_hash, extensions, single_extensions,
+        tbs, algorithm, signature, certificates,
+    )  # fmt: skip
+
+
+def _status(single: der.Cursor) -> Status:
+    """CertStatus, thisUpdate and nextUpdate."""
+    tag, revoked_at, reason = single.peek(), None, ""
+    if tag == 0xA1:
+        revoked = single.inner(tag)
+        revoked_at = _generalized(revoked)
+        if revoked.more():
+            explicit = revoked.inner(0xA0)
+            code = explicit.take(_ENUMERATED)
+            explicit.done()
+            if code not in _REASONS:
+                raise BadInput("an unknown reason of revocation", where=_WHAT)
+            reason = _REASONS[code]
+        revoked.done()
+    elif tag not in (0x80, 0x82) or single.take(tag):
+        raise BadInput("a malformed status", where=_WHAT)
+    this_update, next_update = _generalized(single), None
+    if single.peek() == 0xA0:
+        explicit = single.inner(0xA0)
+        next_update = _generalized(explicit)
+        explicit.done()
+    return Status(
+        {0x80: "good", 0xA1: "revoked", 0x82: "unknown"}[tag], this_update, next_update, revoked_at, reason
+    )
+
+
+def _generalized(cursor: der.Cursor) -> datetime:
+    if cursor.peek() != der.GENERALIZED_TIME:
+        raise BadInput("a malformed time", where=_WHAT)
+    return cursor.time()
+
+
+def _certificates(explicit: der.Cursor) -> tuple[bytes, ...]:
+    inner = explicit.inner()
+    explicit.done()
+    found: list[bytes] = []
+    while inner.more():
+        if len(found) >= MAX_RESPONDERS:
+            raise BadInput(f"more than {MAX_RESPONDERS} certificates", where=_WHAT)
+        found.append(inner.whole(der.SEQUENCE))
+    return tuple(found)
+
+
+def _alone(data: bytes, tag: int) -> bytes:
+    cursor = der.Cursor(data, _WHAT)
+    content = cursor.take(tag)
+    cursor.done()
+    return content
 
 
 def index(responses: Sequence[bytes]) -> Mapping[int, tuple[bytes, ...]]:
@@ -89,7 +220,7 @@ def index(responses: Sequence[bytes]) -> Mapping[int, tuple[bytes, ...]]:
         raise BadInput(f"more than {MAX_RESPONSES} responses", where="OCSP")
     found: dict[int, tuple[bytes, ...]] = {}
     for data in responses:
-        serial = _asked(data).serial
+        serial = load(data).serial
         found[serial] = (*found.get(serial, ()), data)
     return found
 
@@ -112,8 +243,8 @@ def check(
     found: list[Status] = []
     broken: list[Reason] = []
     for data in responses.get(certificate.serial, ()):
-        asked = _asked(data)
-        if (asked.name_hash, asked.key_hash) != known.hashes.get(asked.algorithm):
+        asked = load(data)
+        if (asked.issuer_name_hash, asked.issuer_key_hash) != known.hashes.get(asked.hash_algorithm):
             continue
         try:
             kept = _kept.get(data, known.anchors, now, partial(_verify, data, issuer, now))
@@ -154,27 +285,6 @@ def _problem(found: list[Status], certificate: x509.Certificate, now: datetime, 
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """The CertID of a response."""
-
-    serial: int
-    algorithm: str
-    name_hash: bytes
-    key_hash: bytes
-
-
-@lru_cache(maxsize=chains.MAX_CACHED)
-def _asked(data: bytes) -> _Asked:
-    response = load(data)
-    return _Asked(
-        response.serial_number,
-        response.hash_algorithm.name,
-        response.issuer_name_hash,
-        response.issuer_key_hash,
-    )
-
-
-@dataclass(frozen=True)
 class _Issuer:
     """How CertIDs name an issuer: hash algorithm → name hash and key hash."""
 
@@ -196,46 +306,28 @@ def _issuer(issuer: x509.Certificate) -> _Issuer:
 
 def _verify(data: bytes, issuer: x509.Certificate, now: datetime) -> Authentic:
     """Check who signed, then take the status."""
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric import ec
-
     response = load(data)
     signer = _responder(response, issuer, now)
-    hashed = response.signature_hash_algorithm
-    if hashed is None or hashed.name not in ("sha256", "sha384", "sha512"):
+    if response.algorithm not in keys.ALGORITHMS:
         raise NotAuthentic("the OCSP response is not signed with SHA-2", why="signature_invalid")
-    key = keys.public_key(signer.spki)
-    if not isinstance(key, ec.EllipticCurvePublicKey):
+    if not any(keys.is_on(signer.spki, curve) for curve in keys.CURVES):
         raise NotAuthentic("the OCSP responder has no elliptic-curve key", why="untrusted_responder")
-    try:
-        key.verify(response.signature, response.tbs_response_bytes, ec.ECDSA(hashed))
-    except InvalidSignature as error:
-        words = f"the OCSP response is not signed by {signer.name}"
-        raise NotAuthentic(words, why="signature_invalid") from error
-    for extension in (*response.extensions, *response.single_extensions):
+    if not keys.verify(signer.spki, response.algorithm, response.tbs, response.signature):
+        raise NotAuthentic(f"the OCSP response is not signed by {signer.name}", why="signature_invalid")
+    for oid, extension in (*response.extensions.items(), *response.single_extensions.items()):
         if extension.critical:  # none that we would know changes what a status means
-            words = f"the OCSP response has the critical extension {extension.oid.dotted_string}"
+            words = f"the OCSP response has the critical extension {der.dotted(oid)}"
             raise NotAuthentic(words, why="signature_invalid")
-    reason = response.revocation_reason
-    status = Status(
-        response.certificate_status.name.lower(),
-        response.this_update_utc,
-        response.next_update_utc,
-        response.revocation_time_utc,
-        reason.value if reason else "",
-    )
-    return Authentic(status, signer.not_before, signer.not_after)
+    return Authentic(response.status, signer.not_before, signer.not_after)
 
 
-def _responder(response: ocsp.OCSPResponse, issuer: x509.Certificate, now: datetime) -> x509.Certificate:
+def _responder(response: Response, issuer: x509.Certificate, now: datetime) -> x509.Certificate:
     """The issuer itself, or a certificate in the response that it issued for OCSP signing and that is valid."""
-    from cryptography.hazmat.primitives.serialization import Encoding
-
     if _names(response, issuer):
         return issuer
-    for embedded in response.certificates[:MAX_RESPONDERS]:
+    for embedded in response.certificates:
         try:
-            candidate = x509.parse(embedded.public_bytes(Encoding.DER))
+            candidate = x509.parse(embedded)
             named = _names(response, candidate) and OCSP_SIGNING in (candidate.extended_key_usage() or ())
             keys.public_key(candidate.spki)
         except BadInput:
@@ -255,9 +347,9 @@ def _key_bits(certificate: x509.Certificate) -> bytes:
     return spki.bits()
 
 
-def _names(response: ocsp.OCSPResponse, certificate: x509.Certificate) -> bool:
+def _names(response: Response, certificate: x509.Certificate) -> bool:
     """Whether the response's responder id is this certificate, by name or by key (RFC 6960: always SHA-1)."""
     if response.responder_name is not None:
-        return response.responder_name.public_bytes() == certificate.subject
+        return response.responder_name == certificate.subject
     bits = hashlib.sha1(_key_bits(certificate), usedforsecurity=False).digest()
     return response.responder_key_hash == bits

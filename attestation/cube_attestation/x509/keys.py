@@ -23,7 +23,7 @@ KEPT_SIGNATURES, KEPT_KEYS = 4096, 256
 MAX_SPKI = 2048  # an RSA key of 8192 bits needs 1,062 bytes
 
 _NULL = der.encode(der.NULL)
-_SHA2 = {"sha256": "2.16.840.1.101.3.4.2.1", "sha384": "2.16.840.1.101.3.4.2.2", "sha512": "2.16.840.1.101.3.4.2.3"}
+SHA2 = {"sha256": "2.16.840.1.101.3.4.2.1", "sha384": "2.16.840.1.101.3.4.2.2", "sha512": "2.16.840.1.101.3.4.2.3"}
 
 
 def _identifier(dotted: str, *parameters: bytes) -> bytes:
@@ -36,16 +36,16 @@ def _algorithms() -> dict[bytes, tuple[str, str]]:
     RSA-PSS only with one hash for both uses and a salt of the hash's size. SHA-1 and MD5 are not among them.
     """
     table: dict[bytes, tuple[str, str]] = {}
-    for i, name in enumerate(_SHA2):
+    for i, name in enumerate(SHA2):
         table[_identifier(f"1.2.840.10045.4.3.{i + 2}")] = ("ecdsa", name)
         table[_identifier(f"1.2.840.113549.1.1.{i + 11}", _NULL)] = ("rsassa", name)
         salt = der.encode(der.INTEGER, bytes([hashlib.new(name).digest_size]))
         trailer = der.encode(0xA3, der.encode(der.INTEGER, b"\1"))  # the default, which AMD writes out
         for hash_null, mask_null, last in product((_NULL, b""), (_NULL, b""), (b"", trailer)):
-            mask = _identifier("1.2.840.113549.1.1.8", _identifier(_SHA2[name], mask_null))
+            mask = _identifier("1.2.840.113549.1.1.8", _identifier(SHA2[name], mask_null))
             parameters = der.encode(
                 der.SEQUENCE,
-                der.encode(0xA0, _identifier(_SHA2[name], hash_null)),
+                der.encode(0xA0, _identifier(SHA2[name], hash_null)),
                 der.encode(0xA1, mask),
                 der.encode(0xA2, salt),
                 last,
@@ -56,7 +56,7 @@ def _algorithms() -> dict[bytes, tuple[str, str]]:
 
 ALGORITHMS = _algorithms()
 _RSA = _identifier("1.2.840.113549.1.1.1", _NULL)
-_CURVES = {
+CURVES = {
     name: _identifier("1.2.840.10045.2.1", der.encode(der.OID, der.oid(dotted)))
     for name, dotted in (
         ("secp256r1", "1.2.840.10045.3.1.7"), ("secp384r1", "1.3.132.0.34"), ("secp521r1", "1.3.132.0.35")
@@ -71,7 +71,7 @@ def spki_digest(spki: bytes) -> str:
 
 def ec_spki(curve: str, point: bytes) -> bytes:
     """The SubjectPublicKeyInfo of an uncompressed ``point`` (04 ‖ x ‖ y), whether or not it is on ``curve``."""
-    return der.encode(der.SEQUENCE, _CURVES[curve], der.encode(der.BIT_STRING, b"\0", point))
+    return der.encode(der.SEQUENCE, CURVES[curve], der.encode(der.BIT_STRING, b"\0", point))
 
 
 def rsa_spki(modulus: int, exponent: int) -> bytes:
@@ -113,9 +113,9 @@ def public_key(spki: bytes) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey:
             numbers.done()
             if 2048 <= modulus.bit_length() <= 8192 and modulus > 0 and 2 < exponent < 1 << 32:
                 return rsa.RSAPublicNumbers(exponent, modulus).public_key()
-        elif algorithm in _CURVES.values():
+        elif algorithm in CURVES.values():
             curves = (ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1())
-            curve = next(curve for curve in curves if _CURVES[curve.name] == algorithm)
+            curve = next(curve for curve in curves if CURVES[curve.name] == algorithm)
             return ec.EllipticCurvePublicKey.from_encoded_point(curve, bits)
     except ValueError as error:
         raise BadInput(f"no public key: {str(error)[:100]}", where=where) from error
