@@ -135,13 +135,15 @@ def _outcome(outcome: Outcome) -> int:
     from cube_attestation.errors import BadInput, NotAuthentic
 
     for failure in outcome.failed:
-        print(f"attestation: {failure.need.item}: {failure.need.what}: {failure.error}", file=sys.stderr)
+        text = f"attestation: {failure.need.item}: {failure.need.what}: {failure.error}"
+        print(text + ("; the policy goes on without it" if failure.need.optional else ""), file=sys.stderr)
     _say(
         f"{len(outcome.got)} pieces added, {len(outcome.failed)} could not be had; bundle {outcome.bundle.digest()}"
     )
-    if not outcome.failed:
+    failed = [failure.error for failure in outcome.failed if not failure.need.optional]
+    if not failed:
         return PASSED
-    bad = any(isinstance(failure.error, BadInput | NotAuthentic) for failure in outcome.failed)
+    bad = any(isinstance(error, BadInput | NotAuthentic) for error in failed)
     return NOT_AUTHENTIC if bad else UNREACHABLE
 
 
@@ -207,7 +209,7 @@ def run_show(options: argparse.Namespace) -> int:
             ],
         }  # fmt: skip
         sys.stdout.write(jcs.dumps(value).decode() + "\n")
-        return MISSING if needs else PASSED
+        return MISSING if any(not need.optional for need in needs) else PASSED
     table = [("ITEM", "WHAT", "ISSUER", "FROM", "UNTIL", "AGE", "STATE", "DIGEST")]
     for row in found:
         issued, until = (f"{moment:%Y-%m-%d}" if moment else "-" for moment in (row.issued, row.until))
@@ -221,12 +223,13 @@ def run_show(options: argparse.Namespace) -> int:
         print(_printable(f"added {times.format_time(one.time)}: {one.item}: {one.what}, from {one.source}"))
     print(f"\nlacking at {times.format_time(context.now)}: {len(needs) or 'nothing'}")
     _print_needs(needs)
-    return MISSING if needs else PASSED
+    return MISSING if any(not need.optional for need in needs) else PASSED
 
 
 def _print_needs(needs: tuple[Need, ...]) -> None:
     for need in needs:
-        print(_printable(f"  {need.item}: {need.what}: {need.why}{f'; {need.todo}' if need.todo else ''}"))
+        allowed = "; the policy goes on without it" if need.optional else ""
+        print(_printable(f"  {need.item}: {need.what}: {need.why}{f'; {need.todo}' if need.todo else ''}{allowed}"))
 
 
 def _printable(text: str) -> str:

@@ -56,6 +56,7 @@ def needs(evidence: Collection, context: Context) -> tuple[Need, ...]:
                 reason,
                 (requests.amd_crl(kind, product),),
                 accept=partial(accept_list, product=product, context=context),
+                allowance=verify.ALLOW_MISSING_CRL,
             )
         )
     return tuple(found)

@@ -72,7 +72,9 @@ def _need(label: str, quote: abi.Quote, given: Collateral, pck: abi.PckExtension
     }
     what = WORDS[label].format(fmspc=pck.fmspc.hex(), ca=authority)
     accept = partial(accept_document if label in MEMBERS else accept_list, label=label, context=context)
-    return Need(f"intel.{label[4:]}", label, what, reasons[0], (request[label],), accept=accept)
+    name = label.removeprefix("tdx-")
+    allowance = f"tdx.{name.replace('-', '_')}"
+    return Need(f"intel.{name}", label, what, reasons[0], (request[label],), accept=accept, allowance=allowance)
 
 
 def _piece(label: str, given: Collateral) -> Collateral | None:

@@ -11,6 +11,7 @@ from functools import partial
 from itertools import pairwise
 
 from cube_attestation.anchors import google, microsoft
+from cube_attestation.azure import verify
 from cube_attestation.cmw import Collection
 from cube_attestation.errors import BadInput, NotAuthentic
 from cube_attestation.tdx.chains import Problem, verify_crl
@@ -42,7 +43,8 @@ def _azure(evidence: Collection, context: Context, *, every: bool = False) -> tu
         return ()
     if data is None:
         todo = "read it from the machine's TPM (index 0x01c101d0) and add it"
-        return (Need("azure.ak", AZURE, "certificate of Azure's attestation key", "there is none", todo=todo),)
+        return (Need("azure.ak", AZURE, "certificate of Azure's attestation key", "there is none", todo=todo,
+                     allowance=verify.ALLOW_MISSING_AK_CERTIFICATE),)  # fmt: skip
     given = certificate.load(data, where=AZURE, padding=True)
     found = path.find(given[0], (*given[1:], *microsoft.published()), context.azure.roots, context.now)
     if found.problem == "untrusted_root":
@@ -61,7 +63,8 @@ def _azure(evidence: Collection, context: Context, *, every: bool = False) -> tu
             what = f"revocation list of {issuer.name}"
             wanted.append(
                 Need(f"azure.crl.{issuer.spki_digest[7:23]}", AZURE_LISTS, what, words, asked,
-                     todo="add the list as a file" if not asked else "", accept=accept)
+                     todo="add the list as a file" if not asked else "", accept=accept,
+                     allowance=verify.ALLOW_MISSING_CRL)
             )  # fmt: skip
     return tuple(wanted)
 

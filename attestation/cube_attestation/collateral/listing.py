@@ -199,4 +199,5 @@ def need_json(need: Need, endpoints: Endpoints) -> dict[str, jcs.Json]:
             for request in need.requests
         ],
         "todo": need.todo,
+        "optional": need.optional,
     }

@@ -65,7 +65,8 @@ class Need:
     ``name`` tells it from all others of the bundle; ``item``: the bundle's label that it goes to; ``what`` and
     ``why`` are for people. ``requests`` are alternatives, tried in order while a service knows nothing of it; none:
     ``todo`` says how to get it. ``accept`` checks an answer and gives the evidence with the piece in it; it raises
-    BadInput or NotAuthentic, and then nothing was changed.
+    BadInput or NotAuthentic, and then nothing was changed. ``allowance``: the name in a policy's ``allow_missing``;
+    ``optional``: the policy has it there.
     """
 
     name: str
@@ -75,6 +76,8 @@ class Need:
     requests: tuple[Request, ...] = ()
     todo: str = ""
     accept: Accept | None = None
+    allowance: str = ""
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,11 @@ class Context:
             pccs=pccs,
             nonce_optional=nonce_optional,
         )
+
+    def allow_missing(self) -> frozenset[str]:
+        """The names of everything that the policy goes on without."""
+        sections = (self.snp, self.tdx, self.azure, self.nvidia)
+        return frozenset(name for section in sections for name in section.allow_missing)
 
     def nonce(self, about: str) -> bytes:
         """32 bytes for one OCSP request (RFC 9654)."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from cube_attestation.cmw import Collection
 from cube_attestation.errors import BadInput
@@ -32,4 +33,5 @@ def find(evidence: Collection, context: Context) -> tuple[Need, ...]:
         except BadInput as error:
             todo = "see `attestation inspect` for what the bundle holds"
             found.append(Need(f"{kind}.malformed", error.where or kind, "readable evidence", error.what, todo=todo))
-    return tuple(found)
+    allowed = context.allow_missing()
+    return tuple(replace(need, optional=need.allowance in allowed) for need in found)

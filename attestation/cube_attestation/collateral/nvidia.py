@@ -66,7 +66,7 @@ def needs(evidence: Collection, context: Context) -> tuple[Need, ...]:
             found[name] = Need(name, DEVICES, what, words, todo="only the device itself can hand over another one")
             continue
         for subject, issuer in pairwise(device.leaf.path.certificates[1:]):
-            _ask(subject, issuer, given.by_serial, context, found)
+            _ask(subject, issuer, given.by_serial, context, found, "nvidia.device_ocsp")
         for wanted in wanted_by(device):
             fitting = [data for data in given.rims if wanted.fits(rim.parse(data))]
             paths, why = _signers(fitting, context)
@@ -78,10 +78,11 @@ def needs(evidence: Collection, context: Context) -> tuple[Need, ...]:
                     why or "there is none",
                     (requests.rim(wanted.identifier),),
                     accept=partial(accept_rim, wanted=wanted, context=context),
+                    allowance=f"nvidia.{wanted.kind}_rim",
                 )
             for certificates in paths:
                 for subject, issuer in pairwise(certificates):
-                    _ask(subject, issuer, given.by_serial, context, found)
+                    _ask(subject, issuer, given.by_serial, context, found, "nvidia.rim_ocsp")
     return tuple(found.values())
 
 
@@ -131,6 +132,7 @@ def _ask(
     known: Mapping[int, tuple[bytes, ...]],
     context: Context,
     found: dict[str, Need],
+    allowance: str,
 ) -> None:
     """The need of a response about ``subject``, unless a good one is at hand, or one that says the worst."""
     reasons = ocsp.check(subject, issuer, known, context.now, context.nvidia.ocsp_max_age)
@@ -145,6 +147,7 @@ def _ask(
         reasons[0].words,
         (requests.ocsp_request(subject, issuer, nonce),),
         accept=partial(accept_ocsp, subject=subject, issuer=issuer, nonce=nonce, context=context),
+        allowance=allowance,
     )
 
 
