@@ -148,6 +148,24 @@ def test_another_machines_vcek_is_refused(vectors: Path, tmp_path: Path) -> None
     assert main([*add, "--at", "2026-06-30T10:00:00Z", "--output", output]) == 0
 
 
+def test_what_eight_real_gpus_and_their_switches_lack(
+    vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hgx = vectors / "nvidia" / "NVIDIA_nvtrust" / "ppcie"
+    bundle = imported(tmp_path, hgx / "gpu_evidence.json", hgx / "switch_evidence.json")
+    capsys.readouterr()
+    assert main(["collateral", "show", str(bundle), "--at", "2026-06-01T00:00:00Z", "--format", "json"]) == 1
+    needed = json.loads(capsys.readouterr().out)["needed"]
+    manifests = [need["requests"][0].rpartition("/")[2] for need in needed if ".rim." in need["name"]]
+    assert sorted(name.rpartition("_")[0] for name in manifests) == [
+        "NV_GPU_DRIVER_GH100", "NV_GPU_VBIOS_G520_0200_885", "NV_SWITCH_BIOS_5612_0002_890",
+    ]  # fmt: skip
+    # each device's boot ROM; both provisioners and the identity that they share once
+    about = [need["what"] for need in needed if ".ocsp." in need["name"]]
+    assert sum("BROM" in words for words in about) == 12
+    assert len(about) == len(set(about)) == 15
+
+
 def test_a_real_gpu_gets_its_manifests(vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nvidia, at = vectors / "nvidia", "2024-06-01T00:00:00Z"
     device = nvidia / "confidentsecurity_go-nvtrust"

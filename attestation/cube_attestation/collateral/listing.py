@@ -82,7 +82,10 @@ def rows(evidence: Collection, context: Context) -> tuple[Row, ...]:
 def _certified(evidence: Collection, context: Context) -> dict[int, str]:
     """Serial number → name of the certificates that OCSP is asked about."""
     try:
-        return {subject.serial: subject.name for subject, _ in nvidia.pairs(evidence, context)}
+        return {
+            subject.serial: f"{subject.common_name}, serial {subject.serial:x}"
+            for subject, _ in nvidia.pairs(evidence, context)
+        }
     except BadInput:
         return {}  # rows and needs say what can't be read
 

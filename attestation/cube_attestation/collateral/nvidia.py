@@ -143,8 +143,8 @@ def _ask(
     found[name] = Need(
         name,
         COLLATERAL,
-        f"OCSP response about {subject.name}",
-        reasons[0].words,
+        f"OCSP response about {subject.common_name}, serial {subject.serial:x}",
+        "there is none" if reasons[0].code == "collateral.ocsp.missing" else reasons[0].words,
         (requests.ocsp_request(subject, issuer, nonce),),
         accept=partial(accept_ocsp, subject=subject, issuer=issuer, nonce=nonce, context=context),
         allowance=allowance,
