@@ -7,11 +7,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import NoReturn
 
 from cube_attestation.reports import FORMATS
-
-from . import audit, check, collateral, connect, importing, policy, prove
 
 BAD_INPUT, UNREACHABLE, USAGE = 3, 4, 64
 
@@ -22,7 +21,20 @@ class _Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"{self.prog}: {message}\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+# Each of these commands is a module of its own, with whatever it needs
+_MODULES = {
+    "check": "check",
+    "import": "importing",
+    "collateral": "collateral",
+    "prove": "prove",
+    "policy": "policy",
+    "audit": "audit",
+    "connect": "connect",
+}
+
+
+def _parser(command: str = "") -> argparse.ArgumentParser:
+    """The parser of ``command`` and of nothing else if it is known, so that one command does not wait for all."""
     parser = _Parser(prog="attestation", description="Verify the evidence of confidential machines, offline.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -56,19 +68,17 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--policy", required=True, metavar="FILE")
     explain.add_argument("--at", metavar="TIME", help="verify as of this time")
 
-    check.add(commands)
-    importing.add(commands)
-    collateral.add(commands)
-    prove.add(commands)
-    policy.add(commands)
-    audit.add(commands)
-    connect.add(commands)
+    known = {*commands.choices, *_MODULES}
+    for name, module in _MODULES.items():
+        if name == command or command not in known:
+            import_module(f".{module}", __package__).add(commands)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = _parser(given[0] if given else "").parse_args(given)
     from cube_attestation.errors import AttestationError, Unreachable
 
     from . import commands
