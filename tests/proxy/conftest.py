@@ -255,6 +255,7 @@ class _UnverifiedTls(HTTPConnection):
 
     def connect(self) -> None:
         raw = socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = self._context.wrap_socket(raw, server_hostname="localhost")
 
 
@@ -408,16 +409,24 @@ class EnvoyProcess:
             self._kept.__dict__[f"{port}"] = (connection, self.context)
         return answer
 
-    def raw(self, data: bytes) -> bytes:
-        """Everything that comes back for ``data`` sent as it is over TLS."""
-        plain = socket.create_connection(("127.0.0.1", self.service_port), timeout=5)
+    def tls(self, seconds: float = 5, protocol: str = "http/1.1") -> ssl.SSLSocket:
+        """A connection on which ``protocol`` was agreed."""
+        context = ssl.create_default_context(cadata=self.certificate)
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.set_alpn_protocols([protocol])
+        plain = socket.create_connection(("127.0.0.1", self.service_port), timeout=seconds)
+        return context.wrap_socket(plain, server_hostname="localhost")
+
+    def raw(self, data: bytes, seconds: float = 5) -> bytes:
+        """Everything that comes back for ``data`` sent as it is over TLS, until nothing comes for ``seconds``."""
+        plain = socket.create_connection(("127.0.0.1", self.service_port), timeout=seconds)
         with self.context.wrap_socket(plain, server_hostname="localhost") as tls:
             tls.sendall(data)
             found = b""
             try:
                 while chunk := tls.recv(65536):
                     found += chunk
-            except TimeoutError:
+            except (TimeoutError, ConnectionError, ssl.SSLEOFError):
                 pass
             return found
 
