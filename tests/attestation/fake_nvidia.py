@@ -39,13 +39,14 @@ FIRMWARE = hashlib.sha384(b"firmware of the fake device").digest()
 
 
 def key(role: str, curve: str = "secp384r1") -> ec.EllipticCurvePrivateKey:
-    """The key of a role."""
+    """The key of a role, the same in every process: so are all signatures, and what one changed bit does."""
     return _key(role, curve)
 
 
 @functools.cache
 def _key(role: str, curve: str) -> ec.EllipticCurvePrivateKey:
-    return ec.generate_private_key({"secp384r1": ec.SECP384R1(), "secp256r1": ec.SECP256R1()}[curve])
+    secret = int.from_bytes(hashlib.sha256(role.encode()).digest()[:31], "big")
+    return ec.derive_private_key(secret, {"secp384r1": ec.SECP384R1(), "secp256r1": ec.SECP256R1()}[curve])
 
 
 def spki_digest(role: str) -> str:
@@ -54,7 +55,7 @@ def spki_digest(role: str) -> str:
 
 
 def raw_signature(role: str, content: bytes) -> bytes:
-    r, s = decode_dss_signature(key(role).sign(content, ec.ECDSA(hashes.SHA384())))
+    r, s = decode_dss_signature(key(role).sign(content, ec.ECDSA(hashes.SHA384(), deterministic_signing=True)))
     return r.to_bytes(48, "big") + s.to_bytes(48, "big")
 
 
@@ -134,7 +135,8 @@ class Cert:
             builder = builder.add_extension(x509.BasicConstraints(True, self.path_length), True)
         for extension, critical in self.extensions:
             builder = builder.add_extension(extension, critical)
-        return builder.sign(key(self.signer or issuer.role, issuer.curve), HASHES[self.hashed])
+        signer = key(self.signer or issuer.role, issuer.curve)
+        return builder.sign(signer, HASHES[self.hashed], ecdsa_deterministic=True)
 
 
 def pem(certificates: list[x509.Certificate]) -> bytes:

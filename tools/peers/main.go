@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command peers asks Google's go-sev-guest and go-tdx-guest about evidence that our verifier judges too. For tests and
-// benchmarks only.
+// Command peers asks Google's go-sev-guest and go-tdx-guest, Go's crypto/x509 and golang.org/x/crypto/ocsp about evidence
+// that our verifier judges too. For tests and benchmarks only.
 //
 // Standard input: one JSON request a line. "peers verify" answers each with one JSON line; "peers bench SECONDS" asks
 // about each again and again for that long and answers with milliseconds per verification. Nothing is fetched:
@@ -33,10 +33,11 @@ import (
 	tdxvalidate "github.com/google/go-tdx-guest/validate"
 	tdxverify "github.com/google/go-tdx-guest/verify"
 	"github.com/google/logger"
+	"golang.org/x/crypto/ocsp"
 )
 
 type request struct {
-	Kind string    `json:"kind"` // snp or tdx
+	Kind string    `json:"kind"` // snp, tdx, chain or ocsp
 	Now  time.Time `json:"now"`
 
 	// SNP. Roots: product line to chains of ASK or ASVK and ARK, in this order; without them AMD's for VCEKs.
@@ -51,6 +52,10 @@ type request struct {
 	Quote      []byte      `json:"quote"`
 	Root       string      `json:"root"`
 	Collateral *collateral `json:"collateral"`
+
+	// A chain: leaf first, DER, with Root. An OCSP response: about Chain[0], whose issuer is Chain[1].
+	Chain    [][]byte `json:"chain"`
+	Response []byte   `json:"response"`
 }
 
 // collateral is a QuoteCollateralV3 object as other tools write it: chains PEM, CRLs and signatures hex.
@@ -163,6 +168,58 @@ func verifyTdx(asked *request) error {
 	return tdxvalidate.RawTdxQuote(asked.Quote, &tdxvalidate.Options{}) // XFAM and attributes; no operator's choice
 }
 
+func certificates(chain [][]byte) ([]*x509.Certificate, error) {
+	var found []*x509.Certificate
+	for number, der := range chain {
+		certificate, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("certificate %d: %w", number, err)
+		}
+		found = append(found, certificate)
+	}
+	return found, nil
+}
+
+func verifyChain(asked *request) error {
+	chain, err := certificates(asked.Chain)
+	if err != nil {
+		return err
+	}
+	options := x509.VerifyOptions{Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(), CurrentTime: asked.Now}
+	options.KeyUsages = []x509.ExtKeyUsage{x509.ExtKeyUsageAny}
+	if len(chain) == 0 || !options.Roots.AppendCertsFromPEM([]byte(asked.Root)) {
+		return errors.New("no certificate, or no root")
+	}
+	for _, certificate := range chain[1:] {
+		options.Intermediates.AddCert(certificate)
+	}
+	_, err = chain[0].Verify(options)
+	return err
+}
+
+func verifyOcsp(asked *request) error {
+	chain, err := certificates(asked.Chain)
+	if err != nil {
+		return err
+	}
+	if len(chain) != 2 {
+		return errors.New("a certificate and its issuer are needed")
+	}
+	response, err := ocsp.ParseResponseForCert(asked.Response, chain[0], chain[1])
+	switch {
+	case err != nil:
+		return err
+	case response.Status != ocsp.Good:
+		return fmt.Errorf("status %d", response.Status)
+	// The library leaves dates to its caller.
+	case asked.Now.Before(response.ThisUpdate):
+		return errors.New("not yet valid")
+	case !response.NextUpdate.IsZero() && asked.Now.After(response.NextUpdate):
+		return errors.New("expired")
+	}
+	return nil
+}
+
 func judge(asked *request) (err error) {
 	defer func() {
 		if broken := recover(); broken != nil {
@@ -174,6 +231,10 @@ func judge(asked *request) (err error) {
 		return verifySnp(asked)
 	case "tdx":
 		return verifyTdx(asked)
+	case "chain":
+		return verifyChain(asked)
+	case "ocsp":
+		return verifyOcsp(asked)
 	default:
 		return fmt.Errorf("unknown kind %q", asked.Kind)
 	}
