@@ -104,8 +104,9 @@ def test_files_complete_a_bundle_in_any_order(name: str, tmp_path: Path) -> None
         assert add(tmp_path, whole, order, start) == 0
         verdict = verify(full(tmp_path), whole.policy, now=fakepki.NOW)
         assert verdict.passed, [r for item in verdict.items for r in item.reasons]
-        noted = {Path(one.source).name for one in sources.read(full(tmp_path).evidence).sources}
-        assert noted == set(files)
+        noted = sources.read(full(tmp_path).evidence)
+        assert {one.source for one in noted.sources} == set(files)
+        assert {one.item for one in noted.sources} <= noted.added | set(noted.replaced)
 
 
 def test_one_json_with_everything_of_intels(tmp_path: Path) -> None:
@@ -225,7 +226,8 @@ def test_inspect_says_what_was_added_and_from_where(tmp_path: Path, capsys: pyte
     assert main(["inspect", str(tmp_path / "full.json")]) == 0
     out = capsys.readouterr().out
     assert "collateral that was added after the bundle was made" in out
-    assert f"from {tmp_path / 'vcek.der'}" in out
+    assert "    from vcek.der" in out
+    assert str(tmp_path) not in out
     assert "items that were not there: snp-certificates, snp-crl" in out
 
 

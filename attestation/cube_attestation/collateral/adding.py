@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from pathlib import PurePath
 
 from cube_attestation.bundle import Bundle
 from cube_attestation.check.tdx import collateral as assembled
@@ -36,7 +37,7 @@ Place = Callable[[Collection], Collection]
 
 @dataclass(frozen=True)
 class Part:
-    """One piece of a file: its bytes, what it is, and the places that it may belong to."""
+    """One piece of a file: its bytes, the item that it mostly goes to, what it is, and where it may belong."""
 
     data: bytes
     item: str
@@ -79,12 +80,15 @@ def add(bundle: Bundle, files: Sequence[tuple[str, Material]], context: Context,
     for step in STEPS:
         for name, material in files:
             for part in step(Given(material, everything, evidence, context)):
-                evidence, problem = _place(part, evidence)
+                changed, problem = _place(part, evidence)
                 if problem:
                     aside[name].append(f"{part.what}: {problem}")
-                else:
-                    useful.add(name)
-                    taken.append(sources.Source(part.item, part.what, name, digest(part.data), at))
+                    continue
+                item = next((one for one in store.LABELS if changed.get(one) != evidence.get(one)), part.item)
+                evidence = changed
+                useful.add(name)
+                # only the file's name: where it lies is nobody's business
+                taken.append(sources.Source(item, part.what, PurePath(name).name, digest(part.data), at))
     for name, _ in files:
         if name not in useful:
             why = "; ".join(dict.fromkeys(aside[name])) or "holds no collateral that is known"
@@ -213,7 +217,7 @@ def _any_issuer(
                 break
     for label in (issuers.AZURE, issuers.AK_CHAIN):
         held = evidence.get(label)
-        if held and one in certificate.load(held, where=label, padding=True):
+        if held and one.der in {c.der for c in certificate.load(held, where=label, padding=True)}:
             return evidence
     raise problem
 
@@ -238,7 +242,7 @@ def _lists(given: Given) -> Iterator[Part]:
             ]
         slots = [need for need in issuers.slots(given.evidence, given.context) if need.item == issuers.AZURE_LISTS]
         places += [_at(need, data) for need in slots]
-        yield Part(data, "revocation lists", "revocation list", tuple(places))
+        yield Part(data, amd.LIST, "revocation list", tuple(places))
 
 
 def _intel(given: Given) -> Iterator[Part]:

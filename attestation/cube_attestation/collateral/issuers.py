@@ -114,10 +114,16 @@ def accept_issuer(
 def put_issuer(
     issuer: Certificate, evidence: Collection, *, label: str, child: Certificate, context: Context
 ) -> Collection:
-    """The evidence with ``issuer`` at the end of its chain. Raises NotAuthentic."""
-    found = path.find(child, (issuer,), (issuer.spki_digest,), context.now)
-    if found.problem:
-        raise NotAuthentic(found.words, why=found.problem, where=f"issuer of {child.name}")
+    """The evidence with ``issuer`` at the end of its chain; whether it may issue shows when the chain is whole.
+
+    Raises NotAuthentic.
+    """
+    where = f"issuer of {child.name}"
+    if issuer.subject != child.issuer or not path.signed(child, issuer):
+        raise NotAuthentic(f"{issuer.name} did not sign it", why="other", where=where)
+    if not issuer.not_before <= context.now <= issuer.not_after:
+        words = f"{issuer.name} is valid from {issuer.not_before:%Y-%m-%d} to {issuer.not_after:%Y-%m-%d}"
+        raise NotAuthentic(words, why="expired", where=where)
     data = evidence.get(label)
     given = certificate.load(data, where=label, padding=True) if data else ()
     return store.put(evidence, label, store.pem((*given, issuer)))

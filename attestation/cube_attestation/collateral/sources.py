@@ -87,7 +87,7 @@ def record(before: Collection, after: Collection, new: Iterable[Source]) -> Coll
         "added": [*sorted(added)],
         "replaced": Collection(replaced).to_json(),
         "sources": [
-            {"item": s.item, "what": s.what[:300], "source": s.source, "digest": s.digest,
+            {"item": s.item, "what": s.what[:300], "source": s.source[-2048:], "digest": s.digest,
              "time": times.format_time(s.time)}
             for s in sources
         ],
