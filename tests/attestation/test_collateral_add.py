@@ -109,6 +109,15 @@ def test_files_complete_a_bundle_in_any_order(name: str, tmp_path: Path) -> None
         assert {one.item for one in noted.sources} <= noted.added | set(noted.replaced)
 
 
+def test_an_older_good_response_does_not_push_out_a_newer_one(tmp_path: Path) -> None:
+    whole, device = whole_bundles.gpu(), fake_nvidia.FakeDevice()
+    newer = device.ocsp(this=fake_nvidia.NOW.replace(minute=30, hour=11))[0]
+    older = device.ocsp(this=fake_nvidia.NOW.replace(hour=2))[0]
+    for files, left in (({"a": newer, "b": older}, {newer, older}), ({"a": older, "b": newer}, {newer})):
+        assert add(tmp_path, whole, files) == 0
+        assert set(store.nvidia_collateral(full(tmp_path).evidence).ocsp) == left
+
+
 def test_one_json_with_everything_of_intels(tmp_path: Path) -> None:
     whole = whole_bundles.tdx()
     assert add(tmp_path, whole, {"collateral.json": fake_tdx.FakeTdx().collateral_json().encode()}) == 0

@@ -211,10 +211,10 @@ def put_ocsp(
 
 
 def superseded(known: bytes, data: bytes) -> bool:
-    """Whether ``known`` says good of the same certificate: the newer response says all of that."""
+    """Whether ``known`` says good of the same certificate, and no later: ``data`` says all of that."""
     mine, theirs = ocsp.load(known), ocsp.load(data)
     same = mine.serial == theirs.serial and mine.issuer_key_hash == theirs.issuer_key_hash
-    return same and mine.status.status == "good"
+    return same and mine.status.status == "good" and mine.status.this_update <= theirs.status.this_update
 
 
 def _check_nonce(response: ocsp.Response, nonce: bytes, where: str, *, optional: bool) -> None:
