@@ -70,8 +70,8 @@ def parse(line: bytes) -> Seen | None:
         subject=_text(get("subject") or get("oidc_subject"), records.ID),
         received_bytes=_count(get("received")) or 0,
         sent_bytes=_count(get("sent")) or 0,
-        prompt_tokens=_count(get("prompt_tokens")),
-        completion_tokens=_count(get("completion_tokens")),
+        prompt_tokens=_count(get("prompt_tokens") or get("prompt_trailer")),
+        completion_tokens=_count(get("completion_tokens") or get("completion_trailer")),
     )
 
 

@@ -52,6 +52,8 @@ _REQUIREMENT = "pat"
 _STREAM_SECONDS = 1800  # a stream that outlives its lease or its token's revocation ends here at the latest
 _BACKEND_REQUESTS = 1024  # at the same time, of all domains
 _MAX_ANSWER_BYTES = 64 << 10  # a list of 64 models with the longest names
+_UPSTREAM = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+_TRAILERS: Config = {"explicit_http_config": {"http_protocol_options": {"enable_trailers": True}}}
 _JWT: Config = {
     "forward": False,
     "require_expiration": True,
@@ -232,6 +234,9 @@ def _pipe(name: str, path: str, requests: int) -> Config:
         "name": name,
         "type": "STATIC",
         "connect_timeout": "2s",
+        "typed_extension_protocol_options": {
+            _UPSTREAM: {"@type": _TYPE + _UPSTREAM.removeprefix("envoy."), **_TRAILERS}
+        },
         "circuit_breakers": {"thresholds": [most]},
         "load_assignment": {
             "cluster_name": name,

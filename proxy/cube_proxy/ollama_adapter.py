@@ -4,8 +4,8 @@
 Ollama reads JSON as Go does: names without regard to case, the last duplicate wins. So the body is parsed strictly
 here, compared with the model that Envoy authorized, and written anew with Ollama's name of that model; nothing else
 of a request is passed on. One connection per request on both sides: the answer is relayed as it comes, and a client
-that leaves ends the work. Only where the client's name of a model is another one is the answer read: it gets that
-name again.
+that leaves ends the work. Its token counts are read in passing and told to Envoy in trailers; where the client's
+name of a model is another one, the answer gets that name again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from .http import HttpError, Response, encode_request, encode_response, json_response, read_body, read_head
 from .log import log
 from .notify import notify
+from .ollama_usage import Counter, WithoutUsage, ask_for_usage
 from .rename import Rename
 
 SHOW = "/api/show"
@@ -84,11 +85,15 @@ class _Refused(ValueError):
 
 @dataclass(frozen=True)
 class Asked:
-    """What goes to Ollama: the body, and the model by the client's name and by Ollama's."""
+    """What goes to Ollama: the body, and the model by the client's name and by Ollama's.
+
+    ``hide_usage``: the body asks for counts in a stream, the client did not.
+    """
 
     body: bytes
     shown: str
     model: str
+    hide_usage: bool = False
 
 
 def strict_body(data: bytes, headers: Mapping[str, str], target: str) -> Asked:
@@ -106,12 +111,13 @@ def strict_body(data: bytes, headers: Mapping[str, str], target: str) -> Asked:
         if model is None:
             raise HttpError(404, "unknown_model", "The model does not exist or this domain may not use it.")
         value = _for_ollama(value, target) | {"model": model}
+        hide_usage = ask_for_usage(value, target)
         again = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
     except _Refused as error:
         raise HttpError(400, "invalid_json", str(error)) from error
     except (ValueError, RecursionError) as error:  # also bad UTF-8, half surrogates and numbers beyond doubles
         raise HttpError(400, "invalid_json", "The body is not valid JSON.") from error
-    return Asked(again, shown, model)
+    return Asked(again, shown, model, hide_usage)
 
 
 def _shown(value: object, headers: Mapping[str, str], target: str) -> str:
@@ -131,7 +137,7 @@ def _shown(value: object, headers: Mapping[str, str], target: str) -> str:
     return shown
 
 
-_ACTED = frozenset({"model", "name", "keep_alive", "options"})
+_ACTED = frozenset({"model", "name", "keep_alive", "options", "stream", "stream_options"})
 
 
 def _for_ollama(value: dict[str, object], target: str) -> dict[str, object]:
@@ -188,9 +194,6 @@ class Head:
         return values.get(b"transfer-encoding", b"").lower() == b"chunked", int(
             length
         ) if length.isdigit() else None
-
-    def encode(self) -> bytes:
-        return b"\r\n".join([self.line, *self.headers, b"connection: close", b"", b""])
 
     def as_chunks(self) -> bytes:
         """The head for a body of another length."""
@@ -294,23 +297,37 @@ async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, asked:
         ) from error
     if target == SHOW and head.status == 200:
         await _write_whole(head, sink, shown_answer(await _whole(source, head)))
-    elif asked.shown == asked.model:
-        sink.write(head.encode())
-        while chunk := await source.read(_CHUNK):
-            sink.write(chunk)
-            await sink.drain()
     elif head.status >= 400:
-        await _write_whole(head, sink, error_answer(await _whole(source, head), asked))
+        body = await _whole(source, head)
+        await _write_whole(head, sink, body if asked.shown == asked.model else error_answer(body, asked))
     else:
-        rename = Rename(f'"model":"{asked.model}"'.encode(), f'"model":"{asked.shown}"'.encode())
+        counter = Counter()
         sink.write(head.as_chunks())
-        async for piece in _payload(source, head):
-            if ready := rename.feed(piece):
-                sink.write(b"%x\r\n%b\r\n" % (len(ready), ready))
-                await sink.drain()
-        rest = rename.end()
-        sink.write((b"%x\r\n%b\r\n" % (len(rest), rest) if rest else b"") + b"0\r\n\r\n")
+        async for piece in _named(_payload(source, head), asked, counter):
+            sink.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            await sink.drain()
+        sink.write(b"0\r\n%b\r\n" % counter.trailers())
         await sink.drain()
+
+
+async def _named(pieces: AsyncIterator[bytes], asked: Asked, counter: Counter) -> AsyncIterator[bytes]:
+    """The pieces as the client is to see them, none empty, after they were counted."""
+    filters: list[WithoutUsage | Rename] = []
+    if asked.hide_usage:
+        filters.append(WithoutUsage())
+    if asked.shown != asked.model:
+        filters.append(Rename(f'"model":"{asked.model}"'.encode(), f'"model":"{asked.shown}"'.encode()))
+    async for piece in pieces:
+        counter.feed(piece)
+        for one in filters:
+            piece = one.feed(piece)
+        if piece:
+            yield piece
+    rest = b""
+    for one in filters:
+        rest = (one.feed(rest) if rest else b"") + one.end()
+    if rest:
+        yield rest
 
 
 async def _write_whole(head: Head, sink: asyncio.StreamWriter, body: bytes) -> None:
