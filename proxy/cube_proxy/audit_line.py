@@ -56,7 +56,7 @@ def parse(line: bytes) -> Seen | None:
         began_ms=_count(get("began")) or 0,
         duration_ms=_count(get("duration")) or 0,
         first_byte_ms=_count(get("first")),
-        status=_count(get("status")) or 0,
+        status=_count(get("status"), 999) or 0,
         why=_text(get("why"), records.REASON),
         flags=_text(get("flags"), records.FLAGS),
         request=_text(get("request"), records.ID),
@@ -81,12 +81,12 @@ def _text(value: object, form: re.Pattern[str], prefix: str = "") -> str:
     return ""
 
 
-def _count(value: object) -> int | None:
+def _count(value: object, most: int = records.MAX_COUNT) -> int | None:
     """A number that is not negative; Envoy writes some as text, and metadata as doubles."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16:
         value = int(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= records.MAX_COUNT:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most:
         return value
     return None
