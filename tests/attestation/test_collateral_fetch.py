@@ -22,6 +22,7 @@ from cube_attestation.bundle import Bundle
 from cube_attestation.cli import main
 from cube_attestation.cmw import Collection
 from cube_attestation.collateral import sources, store
+from cube_attestation.snp import abi
 from cube_attestation.tokens import items as tokens
 from cube_attestation.verifier import verify
 from fake_services import FakeServices, Reply, ok, serving
@@ -229,7 +230,7 @@ def test_intel_documents_that_do_not_hold(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"key_tcb": replace(fake_snp.TCB, snp=23)}, "reported"),
+        ({"key_tcb": abi.Tcb(bootloader=4, tee=1, snp=23, microcode=219, fmc=2)}, "reported"),
         ({"hardware_id": bytes(64)}, "chip"),
         ({"leaf_signer": "stranger"}, "is not signed by"),
         ({"leaf_end": fakepki.NOW.replace(hour=11)}, "was valid until"),
@@ -343,6 +344,25 @@ def test_a_key_set_without_the_key_that_signed_is_refused(
         services.keys("/certs", "maa")
         assert fetch(tmp_path, services) == 2
     assert lines(capsys.readouterr().err, "key set of ita", "no key with id")
+
+
+def test_a_full_disk_leaves_the_old_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, whole_bundles.tdx())
+    before = (tmp_path / "bundle.json").read_bytes()
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    arguments = ["collateral", "fetch", str(tmp_path / "bundle.json"), "--policy", str(tmp_path / "policy.toml")]
+    with serving(FakeServices()) as services:
+        tdx_services(services)
+        monkeypatch.setattr("os.replace", full_disk)
+        assert main([*arguments, "--at", AT, "--in-place", *services.options()]) == 3
+    assert "bundle.json: can't be written: No space left on device" in capsys.readouterr().err
+    assert (tmp_path / "bundle.json").read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle.json", "policy.toml", "cache"}
 
 
 # --- where requests go ---
@@ -649,6 +669,7 @@ def test_a_service_gets_its_key_from_a_file(tmp_path: Path, capsys: pytest.Captu
         (("--config", "/no/such/file"), "can't be read"),
         (("--config", __file__), "not TOML"),
         (("--at", "yesterday"), "is not a time"),
+        (("--output", "/no/such/folder/bundle.json"), "can't be written"),
     ],
 )
 def test_options_that_make_no_sense(

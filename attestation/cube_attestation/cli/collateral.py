@@ -322,7 +322,12 @@ def _bearer(options: list[str]) -> dict[str, str]:
 
 
 def _writable(options: argparse.Namespace) -> None:
+    """Whether the bundle can be written at all, asked before anything is fetched. Raises BadInput."""
     from cube_attestation.errors import BadInput
+
+    target = options.bundle if options.in_place else options.output
+    if target and not os.access(Path(target).parent, os.W_OK):
+        raise BadInput("can't be written: no such folder, or not yours", where=target, todo="name another file")
 
     if not options.output and not options.in_place and sys.stdout.isatty():
         raise BadInput("the bundle would go to the terminal", where="--output", todo="give --output or --in-place")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 from cube_attestation.anchors import nvidia as anchors
@@ -51,7 +50,7 @@ def accept_keys(answer: Answer, evidence: Collection, *, issuer: str, context: C
             keys = answer.body.decode()
         except UnicodeDecodeError as error:
             raise BadInput("not UTF-8", where=f"key set of {issuer}") from error
-        changed = replace(given, keys=keys.encode())
+        changed = Given(issuer, given.token, keys.encode())
         problem = _problem(changed, context)
         if problem:
             raise NotAuthentic(problem, why="key", where=f"key set of {issuer}")
