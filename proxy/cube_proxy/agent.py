@@ -16,18 +16,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cube_attestation import launch, times
+from cube_attestation import launch
 from cube_attestation.claims import Claims, DomainsClaim
 from cube_attestation.errors import AttestationError
 from cube_attestation.launch import LaunchDocument, Model
 
 from . import clock as clocks
 from . import control, disks, envoy, evidence, metrics
-from .audit import Auditor, Origin
-from .audit_api import AuditApi
-from .audit_pipe import Pipe
-from .audit_store import ROOM_BYTES, Store
 from .clock import Clock
 from .control import Boot, State
 from .envoy_files import SECRET_FILE, EnvoyFiles, NotInForce
@@ -38,6 +35,10 @@ from .models import OLLAMA_SOCKET, VLLM_RUN, Models
 from .notify import notify
 from .tls import TlsKey
 from .tpm import LAUNCH_PCR, Tpm, TpmError
+
+if TYPE_CHECKING:
+    from .audit import Auditor
+    from .audit_service import AuditService
 
 MAX_CONTROL_BYTES = 16 << 20
 TICK_SECONDS = 0.5
@@ -59,7 +60,6 @@ class Settings:
     admin_socket: Path = Path("/run/envoy/admin.sock")
     backend_socket: Path = OLLAMA_SOCKET
     vllm_run: Path = VLLM_RUN
-    audit_room: int = ROOM_BYTES
     group: str = "envoy"
     firmware_log: Path = evidence.FIRMWARE_LOG
     systemd_log: Path = evidence.SYSTEMD_LOG
@@ -79,22 +79,16 @@ class Agent:
         self._tpm.extend(LAUNCH_PCR, bytes.fromhex(self._launch_digest.removeprefix("sha256:")))
         log(f"launch {self._launch_digest} environment {self._launch.environment}")
         self._tls = TlsKey.generate()
-        self._audit = TlsKey.generate()
+        self._audit_key = TlsKey.generate()
+        self._audit: AuditService | None = None
         self._boot = _boot(self._launch, self._tls.spki)
         self._state = State()
-        origin = Origin(self._boot.environment, self._boot.id, self._tls.spki, self._launch_digest)
-        store = Store(settings.run / "audit", self._boot.id, settings.audit_room)
-        self._auditor = Auditor(origin, self._audit, store)
-        self._audit_api = AuditApi(self._auditor, self._boot.id, times.format_time(datetime.now(UTC)))
-        self._pipe = Pipe(settings.run, self._auditor, self._guest_time)
-        self._pipe.open()
         self._created = int(Clock.read().wall)
         self._salt = secrets.token_bytes(32)
         self._refresh()
         self._write_certificate(self._tls.self_signed(self._launch.hostnames, datetime.now(UTC)))
         self._models = Models(self._launch.models, settings.models_run, settings.open_volume)
         self._models.changed = self._refresh
-        self._pipe.changed = self._refresh
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._image = _image_id(settings.os_release)
         self._queue = TpmQueue()
@@ -116,7 +110,10 @@ class Agent:
     async def run(self) -> None:
         """Open the models, make the attestation key, then answer until the process ends."""
         opening = asyncio.create_task(asyncio.to_thread(self._models.open_all))
-        await asyncio.to_thread(self._make_collector)
+        making = asyncio.create_task(asyncio.to_thread(self._make_collector))
+        await asyncio.sleep(0)  # both are under way
+        audit = self._audit = self._start_audit()
+        await making
         await opening
         self._refresh()
         server = await asyncio.start_unix_server(
@@ -130,9 +127,9 @@ class Agent:
         async with server:
             await asyncio.gather(
                 self._models.try_all(self._settings.backend_socket, self._settings.vllm_run),
-                self._watch(),
+                self._watch(audit),
                 self._watch_envoy(),
-                self._pipe.watch(self._settings.admin_socket),
+                audit.pipe.watch(self._settings.admin_socket),
                 self._broken,
             )
 
@@ -142,6 +139,18 @@ class Agent:
         while True:
             await asyncio.sleep(ENVOY_SECONDS)
             await self._files.in_force()
+
+    def _start_audit(self) -> AuditService:
+        from . import audit_service
+        from .audit import Origin
+
+        origin = Origin(self._boot.environment, self._boot.id, self._tls.spki, self._launch_digest)
+        return audit_service.start(self._settings.run, origin, self._audit_key, self._guest_time, self._refresh)
+
+    def _auditor(self) -> Auditor:
+        if self._audit is None:
+            raise HttpError(503, "starting", "The agent is starting.", {"retry-after": "1"})
+        return self._audit.auditor
 
     def _listen_path(self) -> Path:
         return self._settings.run / "agent.sock"
@@ -155,12 +164,12 @@ class Agent:
             systemd_log=self._settings.systemd_log,
         )
 
-    async def _watch(self) -> None:
+    async def _watch(self, audit: AuditService) -> None:
         """Alive signs for the watchdog; ends leases on time; looks for changed blocks."""
         tick = 0
         while True:
             notify("WATCHDOG=1")
-            self._pipe.tick()
+            audit.pipe.tick()
             self._refresh()
             if tick % VERITY_TICKS == 0:
                 for volume in self._models.volumes():
@@ -178,7 +187,8 @@ class Agent:
 
     def _view(self) -> envoy.View:
         state = self._state
-        serving = self._auditor.healthy and control.serves(state, Clock.read())
+        audited = self._audit is not None and self._audit.auditor.healthy
+        serving = audited and control.serves(state, Clock.read())
         return envoy.View(
             environment=self._launch.environment,
             domains=state.domains if serving else None,
@@ -201,8 +211,8 @@ class Agent:
     async def handle(self, request: Request) -> Response:
         """One request of the management port."""
         try:
-            if self._audit_api.answers(request):
-                return self._audit_api.answer(request, self._guest_time())
+            if self._audit is not None and self._audit.api.answers(request):
+                return self._audit.api.answer(request, self._guest_time())
             handler = self._handlers.get((request.method, request.target))
             if handler is None:
                 raise HttpError(404, "not_found", "No such method and path; see docs/formats.md.")
@@ -227,7 +237,7 @@ class Agent:
         return json_response({"ready": True, "lease_expires": self._state.lease.expires_text()})
 
     async def _metrics(self, _request: Request) -> Response:
-        text = metrics.render(self._state, self._models.states, Clock.read(), self.counters, self._auditor)
+        text = metrics.render(self._state, self._models.states, Clock.read(), self.counters, self._auditor())
         return Response(200, text.encode(), {"content-type": "text/plain; version=0.0.4"})
 
     async def _attestation(self, request: Request) -> Response:
@@ -268,9 +278,10 @@ class Agent:
             stated = control.describe(self._boot, self._state, Clock.read())
             return json_response({"error": {"code": error.code, "message": error.message}, "state": stated}, 409)
         before, self._state = self._state, after
-        self._auditor.admitted(after.bundle)
+        self._auditor().admitted(after.bundle)
         if after.domains is not None and after.domains is not before.domains:
-            self._auditor.configured(after.domains, after.domains_generation, int(Clock.read().wall * 1000))
+            began = int(Clock.read().wall * 1000)
+            self._auditor().configured(after.domains, after.domains_generation, began)
         self._refresh()
         if after.certificate != before.certificate:
             self._write_certificate(after.certificate)
@@ -294,7 +305,7 @@ class Agent:
             environment=self._launch.environment,
             boot=self._boot.id,
             tls_spki=self._tls.spki,
-            audit_spki=self._audit.spki,
+            audit_spki=self._audit_key.spki,
             time=datetime.now(UTC),
             launch=self._launch_digest,
             domains=DomainsClaim(state.domains_generation, state.domains.digest if state.domains else ""),

@@ -109,8 +109,13 @@ class Auditor:
     def gap(self, cause: str, missing: int, *, exact: bool, since: float, now: float) -> None:
         """``missing`` requests have no record; every chain says so before its next one."""
         self.lost += missing
-        fields: dict[str, jcs.Json] = {"cause": cause, "missing": missing, "exact": exact, "since": _text(since)}
-        self._gaps.append({**fields, "until": _text(now)})
+        fields: dict[str, jcs.Json] = {
+            "cause": cause,
+            "missing": missing,
+            "exact": exact,
+            "since": clock_text(since),
+        }
+        self._gaps.append({**fields, "until": clock_text(now)})
 
     def take(self, seen: list[Seen], now: float) -> None:
         """Write records of what ended, in this order; what the store does not take stays pending."""
@@ -216,7 +221,7 @@ class Auditor:
     def _clock(self, now: float) -> str:
         """Guest time for the next record: it never goes back."""
         if int(now) > self._time:
-            self._time, self._time_text = int(now), _text(now)
+            self._time, self._time_text = int(now), clock_text(now)
         return self._time_text
 
     def page(self, chain: str, first: int, since: str, until: str, limit: int) -> list[bytes]:
@@ -269,5 +274,5 @@ def _below(path: str, chain: str) -> str:
     return path
 
 
-def _text(now: float) -> str:
+def clock_text(now: float) -> str:
     return times.format_time(datetime.fromtimestamp(int(now), UTC))

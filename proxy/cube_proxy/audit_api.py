@@ -14,11 +14,9 @@ from cube_attestation.audit import record as records
 from cube_attestation.errors import BadInput
 
 from .audit import Auditor
+from .envoy import AUDIT_PATH, DOMAIN_HEADER, USAGE_PATH
 from .http import HttpError, Request, Response, json_response
 
-RECORDS = "/audit/v1/records"
-USAGE = "/usage"
-DOMAIN_HEADER = "x-cube-domain"
 MAX_RECORDS = 1000
 _DEFAULT_RECORDS = 100
 _NUMBER = re.compile(r"[0-9]{1,15}")
@@ -34,7 +32,7 @@ class AuditApi:
 
     def answers(self, request: Request) -> bool:
         """Whether this request is one of these."""
-        return request.method == "GET" and request.target.partition("?")[0] in (RECORDS, USAGE)
+        return request.method == "GET" and request.target.partition("?")[0] in (AUDIT_PATH, USAGE_PATH)
 
     def answer(self, request: Request, now: float) -> Response:
         """The answer, in the shapes of the service port."""
@@ -43,7 +41,7 @@ class AuditApi:
             if not records.CHAIN.fullmatch(domain) or domain == records.MACHINE:
                 raise HttpError(404, "not_found", "Unknown path.")
             path, _, query = request.target.partition("?")
-            if path == USAGE:
+            if path == USAGE_PATH:
                 return self._usage(domain, query)
             return self._records(domain, query, now)
         except HttpError as error:

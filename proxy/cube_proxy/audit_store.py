@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import os
-import shutil
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -146,8 +145,11 @@ def _keep_newest(folder: Path, boot: str) -> dict[str, Before]:
     """Last records, by chain, of the newest earlier boot of which records are here; older ones go."""
     boots = [entry for entry in folder.iterdir() if entry.name != boot and records.BOOT.fullmatch(entry.name)]
     boots.sort(key=lambda entry: entry.stat().st_mtime_ns)
-    for old in boots[:-1]:
-        shutil.rmtree(old)
+    if boots[1:]:
+        import shutil  # not in a boot that has one life
+
+        for old in boots[:-1]:
+            shutil.rmtree(old)
     found: dict[str, Before] = {}
     for chain in boots[-1].iterdir() if boots else ():
         segments = sorted(chain.glob(f"*{_SUFFIX}"))

@@ -23,7 +23,7 @@ from cube_attestation import times
 from cube_attestation.domains import Domain, DomainSet, Issuer
 from cube_attestation.launch import Model
 
-from . import audit_api, rules
+from . import rules
 from .models import OLLAMA_SOCKET, VLLM_RUN, volume_name
 from .rules import Config
 
@@ -39,6 +39,9 @@ MODEL_FILTER = "cube.model"
 VLLM_FILTER = "cube.vllm"
 OLLAMA_CLUSTER = "ollama"
 AUDIT_CLUSTER = "audit"
+AUDIT_PATH = "/audit/v1/records"
+USAGE_PATH = "/usage"
+DOMAIN_HEADER = "x-cube-domain"
 ROUTE_METADATA = "cube"
 MODELS_HEADER = "x-cube-models"
 MAX_BODY_BYTES = 8 << 20  # the bootstrap's buffer limit
@@ -320,7 +323,7 @@ def _domain_routes(view: View, domain: Domain, prefix: str) -> list[Config]:
     if ollama:
         version = {"path": prefix + "api/version", **_method("GET")}
         found.append(route("api/version", version, _to_ollama(domain, ollama, "/api/version"), read))
-    for path in (audit_api.RECORDS, audit_api.USAGE):
+    for path in (AUDIT_PATH, USAGE_PATH):
         own = {"path": prefix + path[1:], **_method("GET")}
         found.append(route(path[1:], own, _to_agent(domain, path), read))
     found.append(route("nothing", {"prefix": prefix}, _answer(404, UNKNOWN_PATH), read))
@@ -368,7 +371,7 @@ def _to_ollama(domain: Domain, models: Mapping[str, str], rewrite: str = "/") ->
 def _to_agent(domain: Domain, path: str) -> Config:
     return {
         "route": {"cluster": AUDIT_CLUSTER, "timeout": "30s", "prefix_rewrite": path},
-        "request_headers_to_add": [_set_header(audit_api.DOMAIN_HEADER, domain.id)],
+        "request_headers_to_add": [_set_header(DOMAIN_HEADER, domain.id)],
         "request_headers_to_remove": _NOT_FOR_BACKENDS,
     }
 

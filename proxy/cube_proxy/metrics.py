@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from .audit import Auditor
 from .clock import Clock
 from .control import State
+
+if TYPE_CHECKING:
+    from .audit import Auditor
 
 _MODEL_STATES = ("absent", "opened", "ready", "failed")
 

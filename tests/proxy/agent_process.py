@@ -13,7 +13,6 @@ from pathlib import Path
 
 from cube_attestation.launch import Model
 from cube_proxy import agent
-from cube_proxy.audit_store import ROOM_BYTES
 
 
 def main() -> int:
@@ -40,7 +39,6 @@ def main() -> int:
             firmware_log=run / "firmware.log",
             systemd_log=run / "systemd.log",
             os_release=run / "os-release",
-            audit_room=given.get("audit_room", ROOM_BYTES),
         )
     )
 
