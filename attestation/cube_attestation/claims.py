@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import NamedTuple
 
 from . import jcs, times
 from .errors import BadInput
@@ -21,16 +22,14 @@ MODEL_STATES = ("absent", "opened", "ready", "failed")
 _BOOT = re.compile(r"[0-9a-f]{32}")
 
 
-@dataclass(frozen=True)
-class DomainsClaim:
+class DomainsClaim(NamedTuple):
     """The domain set in force: generation 0 and an empty digest before the first set of this boot."""
 
     generation: int = 0
     digest: str = ""
 
 
-@dataclass(frozen=True)
-class ModelClaim:
+class ModelClaim(NamedTuple):
     """One model volume: its dm-verity root hash (hex) and how far its opening got."""
 
     root: str

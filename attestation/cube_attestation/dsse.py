@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from . import jcs
 from .errors import BadInput, NotAuthentic
@@ -60,8 +60,7 @@ class LocalSigner:
         return self.key.sign(data, ec.ECDSA(hashes.SHA256()))
 
 
-@dataclass(frozen=True)
-class Verified:
+class Verified(NamedTuple):
     """What a good envelope says: the parsed payload, its exact bytes and who signed."""
 
     payload: jcs.Json
@@ -133,7 +132,7 @@ def verify(
 ) -> Verified:
     """Check that one of ``keys`` signed ``envelope`` and return its payload. Parameters and errors: ``signer``."""
     keyid = signer(envelope, payload_type, keys, where=where)
-    return replace(peek(envelope, payload_type, where=where), keyid=keyid)
+    return peek(envelope, payload_type, where=where)._replace(keyid=keyid)
 
 
 def signer(

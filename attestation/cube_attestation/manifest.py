@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from . import dsse, jcs, times
 from .errors import BadInput
@@ -14,8 +15,7 @@ from .fields import PCR_INDEX, Fields
 MEDIA_TYPE = "application/vnd.cube.image-manifest+dsse"
 
 
-@dataclass(frozen=True)
-class ReferenceEvent:
+class ReferenceEvent(NamedTuple):
     """One predicted extend: the digest (32 bytes), its type, what it is in words and the input it comes from."""
 
     pcr: int
@@ -25,8 +25,7 @@ class ReferenceEvent:
     source: str
 
 
-@dataclass(frozen=True)
-class Reference:
+class Reference(NamedTuple):
     """Predicted PCR values of the SHA-256 bank, and the events that lead to them, in extend order."""
 
     pcrs: Mapping[int, bytes]

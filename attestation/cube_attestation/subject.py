@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from .claims import Claims
 from .cmw import Collection
@@ -33,8 +33,7 @@ class Subject:
     manifest: ImageManifest | None
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """A kind's items. ``tier`` is what they reach when all are authentic and bind the claims; else empty."""
 
     items: tuple[ItemVerdict, ...]

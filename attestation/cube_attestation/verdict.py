@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from . import jcs, times
 
@@ -13,8 +14,7 @@ FRESHNESS = ("nonce", "receipt", "not_checked")
 PASSED, REFUSED, NOT_AUTHENTIC = 0, 1, 2
 
 
-@dataclass(frozen=True)
-class Reason:
+class Reason(NamedTuple):
     """A stable code (docs/reason-codes.md) and one sentence with the facts of this case."""
 
     code: str
@@ -24,8 +24,7 @@ class Reason:
         return {"code": self.code, "words": self.words}
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """One value that was found beside the one that was expected."""
 
     what: str

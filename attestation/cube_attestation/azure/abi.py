@@ -12,6 +12,7 @@ import binascii
 import hashlib
 import struct
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cube_attestation import jcs
 from cube_attestation.errors import BadInput
@@ -88,8 +89,7 @@ def parse_hcl(data: bytes) -> HclReport:
     return HclReport(version, TEES[tee], hardware, HASHES[hash_type], data[CLAIMS_AT:end])
 
 
-@dataclass(frozen=True)
-class RsaKey:
+class RsaKey(NamedTuple):
     """An RSA public key of the claims."""
 
     modulus: bytes
@@ -100,8 +100,7 @@ class RsaKey:
         return tpm.Public(b"", "sha256", 0, b"", modulus=self.modulus, exponent=self.exponent)
 
 
-@dataclass(frozen=True)
-class RuntimeClaims:
+class RuntimeClaims(NamedTuple):
     """What the paravisor says. Flags that older paravisors do not know are None."""
 
     ak: RsaKey

@@ -13,6 +13,7 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cube_attestation import jcs
 from cube_attestation.errors import BadInput
@@ -51,8 +52,7 @@ _HEX = re.compile(r"(?:[0-9a-fA-F]{2})+")
 _TEXT = re.compile(r"[A-Za-z0-9._-]{0,32}")
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """One report. ``measurements[i]`` is the value of RIM index i (SPDM block i+1), usually a SHA-384 digest."""
 
     request_nonce: bytes

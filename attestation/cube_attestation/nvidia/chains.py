@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 from cube_attestation.errors import BadInput, NotAuthentic
 from cube_attestation.x509 import keys, path
@@ -54,8 +53,7 @@ class Verified(Generic[T]):
         self._kept.clear()
 
 
-@dataclass(frozen=True)
-class Path:
+class Path(NamedTuple):
     """Leaf to root, every signature good; all certificates are valid between the two times."""
 
     certificates: tuple[Certificate, ...]

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 from cube_attestation.errors import BadInput, NotAuthentic
 from cube_attestation.verdict import Reason
@@ -49,8 +49,7 @@ _HASHES = {
 SKEW = timedelta(seconds=60)  # how far in the future a thisUpdate may lie
 
 
-@dataclass(frozen=True)
-class Status:
+class Status(NamedTuple):
     """What one response says of one certificate. ``status``: good, revoked or unknown."""
 
     status: str
@@ -60,8 +59,7 @@ class Status:
     reason: str
 
 
-@dataclass(frozen=True)
-class Authentic:
+class Authentic(NamedTuple):
     """What one authentic response says, while its responder's certificate is valid."""
 
     status: Status
@@ -72,8 +70,7 @@ class Authentic:
 _kept: chains.Verified[Authentic] = chains.Verified()
 
 
-@dataclass(frozen=True)
-class Response:
+class Response(NamedTuple):
     """A successful response about one certificate (RFC 6960, 4.2.1). ``algorithm`` and names are whole elements."""
 
     serial: int
@@ -284,8 +281,7 @@ def _problem(found: list[Status], certificate: x509.Certificate, now: datetime, 
     return []
 
 
-@dataclass(frozen=True)
-class _Issuer:
+class _Issuer(NamedTuple):
     """How CertIDs name an issuer: hash algorithm → name hash and key hash."""
 
     anchors: frozenset[str]

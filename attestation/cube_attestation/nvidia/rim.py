@@ -14,10 +14,9 @@ import hashlib
 import hmac
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cube_attestation.errors import BadInput, NotAuthentic
 from cube_attestation.x509 import certificate as x509
@@ -40,8 +39,7 @@ DIGEST_SHA384 = "http://www.w3.org/2001/04/xmldsig-more#sha384"
 ENVELOPED = "http://www.w3.org/2000/09/xmldsig#enveloped-signature"
 
 
-@dataclass(frozen=True)
-class Rim:
+class Rim(NamedTuple):
     """A manifest's content. ``values``: RIM index → accepted digests, active entries only."""
 
     product: str
@@ -56,8 +54,7 @@ class Rim:
         return "vbios" if re.fullmatch(r"[0-9A-F]{2}(\.[0-9A-F]{2}){4}", self.version.upper()) else "driver"
 
 
-@dataclass(frozen=True)
-class VerifiedRim:
+class VerifiedRim(NamedTuple):
     """An authentic manifest with its signers, leaf to root, valid between the two times."""
 
     rim: Rim

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import hmac
 import re
-from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cube_attestation.errors import BadInput, NotAuthentic
 from cube_attestation.verdict import Reason
@@ -36,8 +35,7 @@ _SHA384 = bytes.fromhex("608648016503040202")
 _CHIP = re.compile(r"([A-Z]{1,4}_?[0-9A-Z]{2,6}) ")
 
 
-@dataclass(frozen=True)
-class Leaf:
+class Leaf(NamedTuple):
     """A verified device chain and what it says, valid between the two times.
 
     ``pdi``: the device's identifier, from the serial number of the boot ROM's certificate; ``serial``: the leaf's;
@@ -65,8 +63,7 @@ class Leaf:
         return self.path.not_after
 
 
-@dataclass(frozen=True)
-class Device:
+class Device(NamedTuple):
     """One device: its parsed report, its chain if that holds, and what keeps the whole from being authentic."""
 
     report: abi.Report

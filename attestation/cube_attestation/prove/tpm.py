@@ -257,13 +257,13 @@ def _failed(claims: Claims) -> Claims:
     """Each model's volume could not be read."""
     if not claims.models:
         raise Inapplicable("the claims name no model")
-    return replace(claims, models={name: replace(m, state="failed") for name, m in claims.models.items()})
+    return replace(claims, models={name: m._replace(state="failed") for name, m in claims.models.items()})
 
 
 def _other_volumes(claims: Claims) -> Claims:
     if not claims.models:
         raise Inapplicable("the claims name no model")
-    return replace(claims, models={name: replace(m, root="0f" * 32) for name, m in claims.models.items()})
+    return replace(claims, models={name: m._replace(root="0f" * 32) for name, m in claims.models.items()})
 
 
 def _late(case: Case) -> Case:

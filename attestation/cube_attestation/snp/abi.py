@@ -11,6 +11,7 @@ import re
 import struct
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 from uuid import UUID
 
 from cube_attestation.errors import BadInput
@@ -79,8 +80,7 @@ def parse_tcb(data: bytes, product: str) -> Tcb:
     return Tcb(bootloader=data[0], tee=data[1], snp=data[6], microcode=data[7])
 
 
-@dataclass(frozen=True)
-class Firmware:
+class Firmware(NamedTuple):
     """A version of the SNP firmware."""
 
     major: int
@@ -274,8 +274,7 @@ def is_table(data: bytes) -> bool:
     return data[:16] in _TABLE_GUIDS
 
 
-@dataclass(frozen=True)
-class EndorsementKey:
+class EndorsementKey(NamedTuple):
     """What a VCEK or VLEK certificate says beside its key (57230, tables 6 to 9).
 
     ``hardware_id`` is empty for a VLEK, ``csp`` for a VCEK. ``product`` is the product line.

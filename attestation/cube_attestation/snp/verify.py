@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
+from typing import NamedTuple
 
 from cube_attestation import jcs
 from cube_attestation.anchors import amd
@@ -29,16 +29,14 @@ CHAIN_CODES = {
 }
 
 
-@dataclass(frozen=True)
-class Endorsements:
+class Endorsements(NamedTuple):
     """What vouches for a report's signer: certificates in any order, and revocation lists."""
 
     certificates: tuple[certificate.Certificate, ...] = ()
     crls: tuple[crl.Crl, ...] = ()
 
 
-@dataclass(frozen=True)
-class Verified:
+class Verified(NamedTuple):
     """The outcome. ``key`` and ``product`` are known (not None, not empty) if and only if a signer was found."""
 
     report: abi.Report

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cube_attestation.errors import BadInput
 
@@ -33,8 +34,7 @@ CERT_TYPES = {
 TD_REPORT_SIZE = 1024
 
 
-@dataclass(frozen=True)
-class SgxReport:
+class SgxReport(NamedTuple):
     """SGX REPORTBODY (384 bytes): what the quoting enclave, or a quoted SGX enclave, is."""
 
     cpu_svn: bytes  # 16
@@ -74,8 +74,7 @@ class TdReport:
     mr_service_td: bytes | None
 
 
-@dataclass(frozen=True)
-class Quote:
+class Quote(NamedTuple):
     """A parsed quote. ``signed`` is what the attestation key signed; ``trailing`` follows it and is not signed."""
 
     version: int
@@ -252,8 +251,7 @@ def parse_td_report(data: bytes) -> TdReport:
     )
 
 
-@dataclass(frozen=True)
-class PckExtension:
+class PckExtension(NamedTuple):
     """The SGX extension of a PCK certificate (1.2.840.113741.1.13.1). Flags are None where the CA left them out."""
 
     ppid: bytes  # 16: names the platform, the same over its life

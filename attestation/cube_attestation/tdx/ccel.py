@@ -13,6 +13,7 @@ import hashlib
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cube_attestation.errors import BadInput
 from cube_attestation.tpm import eventlog
@@ -41,8 +42,7 @@ class EventRule:
     required: bool = True
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One extended event of a register: ``state`` is content (its data says it all), allowed or refused."""
 
     rtmr: int

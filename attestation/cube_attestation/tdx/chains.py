@@ -9,8 +9,8 @@ cheap and never says anything that a fresh one would not.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from cube_attestation.x509 import certificate, crl, keys, path
 from cube_attestation.x509.certificate import Certificate
@@ -18,8 +18,7 @@ from cube_attestation.x509.certificate import Certificate
 _ECDSA_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")  # AlgorithmIdentifier
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """Why something does not hold: the last part of a reason code, and a sentence."""
 
     why: str

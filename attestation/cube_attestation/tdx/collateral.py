@@ -13,6 +13,7 @@ import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import NamedTuple
 
 from cube_attestation import jcs
 from cube_attestation.errors import BadInput
@@ -155,8 +156,7 @@ def crl_bytes(data: bytes, *, where: str) -> bytes:
         raise BadInput("a CRL that is neither DER nor its hex nor PEM", where=where) from error
 
 
-@dataclass(frozen=True)
-class TcbLevel:
+class TcbLevel(NamedTuple):
     """One row: the lowest SVNs that still have ``status``. ``tdx`` is empty for SGX, both for enclave levels."""
 
     status: str
@@ -167,8 +167,7 @@ class TcbLevel:
     svn: int = 0  # PCESVN of platform levels, ISVSVN of module and enclave levels
 
 
-@dataclass(frozen=True)
-class ModuleIdentity:
+class ModuleIdentity(NamedTuple):
     """A TDX module that Intel signed: ``id`` is TDX_<major version, two digits>, empty for ``tdxModule``."""
 
     id: str
@@ -178,8 +177,7 @@ class ModuleIdentity:
     levels: tuple[TcbLevel, ...]
 
 
-@dataclass(frozen=True)
-class TcbInfo:
+class TcbInfo(NamedTuple):
     """TCB info version 3 (PCS API v4, "TCB info V3")."""
 
     id: str  # TDX or SGX
@@ -193,8 +191,7 @@ class TcbInfo:
     modules: tuple[ModuleIdentity, ...]
 
 
-@dataclass(frozen=True)
-class QeIdentity:
+class QeIdentity(NamedTuple):
     """Enclave identity version 2 of the quoting enclave: TD_QE for TDX, QE for SGX."""
 
     id: str

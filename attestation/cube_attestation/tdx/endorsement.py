@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from cube_attestation.errors import BadInput
 from cube_attestation.x509 import certificate, keys, path
@@ -27,8 +28,7 @@ _PSS_SHA256 = next(name for name, scheme in keys.ALGORITHMS.items() if scheme ==
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True)
-class Measurement:
+class Measurement(NamedTuple):
     """One legal configuration: GiB of memory, whether the firmware accepts all of it early, and its MRTD."""
 
     ram_gib: int

@@ -7,8 +7,8 @@ Intel SGX/TDX PCS API v4, "Get TDX TCB Info" and "Get TD QE Identity": determini
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from . import abi
 from .collateral import STATUSES, ModuleIdentity, QeIdentity, TcbInfo, TcbLevel
@@ -16,8 +16,7 @@ from .collateral import STATUSES, ModuleIdentity, QeIdentity, TcbInfo, TcbLevel
 NOT_SUPPORTED = "NotSupported"  # no published level is as low as this
 
 
-@dataclass(frozen=True)
-class Tcb:
+class Tcb(NamedTuple):
     """TCB of the whole and of its parts; each is a status of Intel's, or NotSupported. ``module`` is None for SGX.
 
     ``date`` is the earliest tcbDate among the parts: what Intel fixed after it may be open here.

@@ -11,9 +11,8 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from cube_attestation import times
 from cube_attestation.anchors.intel import INTEL_ROOTS
@@ -35,8 +34,7 @@ D = TypeVar("D", TcbInfo, QeIdentity)
 _SGX = der.oid(abi.SGX_EXTENSION)
 
 
-@dataclass(frozen=True)
-class Verification:
+class Verification(NamedTuple):
     """What verifying found. ``forged`` empty: authentic. The rest is None as far as it could not be established."""
 
     quote: abi.Quote

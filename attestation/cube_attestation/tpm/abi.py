@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cube_attestation.errors import BadInput
 from cube_attestation.x509 import der, keys
@@ -64,8 +63,7 @@ def sized(data: bytes) -> bytes:
     return len(data).to_bytes(2, "big") + data
 
 
-@dataclass(frozen=True)
-class Quote:
+class Quote(NamedTuple):
     """TPMS_ATTEST of type TPM_ST_ATTEST_QUOTE (10.12.8). ``selection``: bank → PCR indices, in digest order."""
 
     qualified_signer: bytes
@@ -111,8 +109,7 @@ def parse_quote(data: bytes) -> Quote:
     return Quote(signer, extra, clock, resets, restarts, bool(safe), firmware, tuple(selection), digest)
 
 
-@dataclass(frozen=True)
-class Signature:
+class Signature(NamedTuple):
     """TPMT_SIGNATURE (11.3.4): ``scheme`` is rsassa, rsapss or ecdsa; ``value`` raw RSA bytes or DER ECDSA."""
 
     scheme: str
@@ -138,8 +135,7 @@ def parse_signature(data: bytes) -> Signature:
     return Signature(scheme, name, value)
 
 
-@dataclass(frozen=True)
-class Public:
+class Public(NamedTuple):
     """TPMT_PUBLIC (12.2.4) of an RSA or ECC key. ``raw`` is the whole structure, from which the name comes."""
 
     raw: bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cube_attestation.errors import BadInput
 from cube_attestation.manifest import Reference, ReferenceEvent
@@ -20,8 +20,7 @@ LAUNCH_PCR = 8
 REPLAYED_PCRS = tuple(pcr for pcr in range(16) if pcr not in (LAUNCH_PCR, 10))
 
 
-@dataclass(frozen=True)
-class Divergence:
+class Divergence(NamedTuple):
     """Where a PCR's log leaves the prediction: the event's number within that PCR and a sentence about it."""
 
     pcr: int

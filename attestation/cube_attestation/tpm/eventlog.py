@@ -11,7 +11,7 @@ import hashlib
 import re
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cube_attestation import jcs
 from cube_attestation.errors import BadInput
@@ -72,8 +72,7 @@ _LOCALITY = b"StartupLocality\0"
 _SECTION = re.compile(r"\.[a-z]{1,12}")
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """One measurement. ``type`` is the TCG name, ``EV_0x…`` for an unknown one, or ``systemd.<type>``."""
 
     pcr: int
@@ -91,8 +90,7 @@ class Event:
         return _words(self)
 
 
-@dataclass(frozen=True)
-class EventLog:
+class EventLog(NamedTuple):
     """A parsed log: which banks it has digests for, and its events in order."""
 
     banks: tuple[str, ...]

@@ -6,9 +6,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cube_attestation import jcs
 from cube_attestation.errors import BadInput
@@ -27,8 +26,7 @@ AK_CERTIFICATE_EKU = "2.23.133.8.3"  # tcg-kp-AIKCertificate
 AK_ATTRIBUTES = abi.FIXED_TPM | abi.FIXED_PARENT | abi.SENSITIVE_DATA_ORIGIN | abi.RESTRICTED | abi.SIGN_ENCRYPT
 
 
-@dataclass(frozen=True)
-class QuoteEvidence:
+class QuoteEvidence(NamedTuple):
     """The ``tpm-quote`` item: raw TPMS_ATTEST and TPMT_SIGNATURE, both also parsed, and the PCR values."""
 
     attest: bytes

@@ -8,10 +8,10 @@ every call; only signatures and parsed bytes, which no clock changes, are kept b
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 from cube_attestation.errors import BadInput
 
@@ -45,8 +45,7 @@ CRL_CODES = {
 }
 
 
-@dataclass(frozen=True)
-class Path:
+class Path(NamedTuple):
     """``certificates`` from leaf to anchor if ``problem`` (one of PROBLEMS) is empty; ``words`` explains it."""
 
     certificates: tuple[Certificate, ...]
@@ -183,8 +182,7 @@ def _signed_list(crl: Crl, issuer: Certificate) -> bool:
     return keys.verify(issuer.spki, crl.algorithm, crl.tbs, crl.signature)
 
 
-@dataclass(frozen=True)
-class Revocation:
+class Revocation(NamedTuple):
     """What the lists say. ``revoked`` names a certificate or is empty; ``problems``: (key of CRL_CODES, words)."""
 
     revoked: str
