@@ -153,6 +153,11 @@ class FakeGoogle:
         return proto(1, golden) + proto(2, rsa_key(self.signer).sign(golden, pss, hashes.SHA256()))
 
 
+POINT = x509.CRLDistributionPoints(
+    [x509.DistributionPoint([x509.UniformResourceIdentifier("https://fake.test/list")], None, None, None)]
+)
+
+
 @dataclass
 class Names:
     root: str = "Intel SGX Root CA"
@@ -260,7 +265,7 @@ class FakeTdx:
 
     def root(self) -> x509.Certificate:
         return self._certificate(
-            self.names.root, self.root_role, self.names.root, self.root_role, ca=True, serial=1
+            self.names.root, self.root_role, self.names.root, self.root_role, ca=True, serial=1, extra=(POINT,)
         )
 
     def pck_ca(self) -> x509.Certificate:
@@ -272,7 +277,8 @@ class FakeTdx:
     def pck(self) -> x509.Certificate:
         extra = self.pck_extra
         if self.pck_has_sgx:
-            extra = (x509.UnrecognizedExtension(x509.ObjectIdentifier(SGX_OID), self.sgx_extension()), *extra)
+            sgx = x509.UnrecognizedExtension(x509.ObjectIdentifier(SGX_OID), self.sgx_extension())
+            extra = (sgx, POINT, *extra)
         issuer, role, named = self.names.pck_ca, self.pck_issuer, "pck-ca"
         if self.pck_under_root:
             issuer, role, named = self.names.root, self.root_role, self.root_role

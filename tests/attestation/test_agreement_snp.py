@@ -60,7 +60,7 @@ class Input:
             f"-----BEGIN CERTIFICATE-----\n{b64(der)}\n-----END CERTIFICATE-----\n"
             for der in self.trusted or self.chain
         )
-        return given | {"roots": {self.line: [pem]}} | ({"crl": b64(self.crl)} if self.crl else {})
+        return given | {"roots": {self.line: pem}} | ({"crl": b64(self.crl)} if self.crl else {})
 
 
 def of(what: str, snp: FakeSnp, **changes: Any) -> Input:
@@ -68,6 +68,11 @@ def of(what: str, snp: FakeSnp, **changes: Any) -> Input:
     crl = snp.crl if snp.kind == "vcek" else None  # see `snp-vlek-list`
     made = Input(what, snp.report(), snp.leaf.der, chain, crl, fake.NOW, line=snp.product, roots=snp.roots)
     return replace(made, **changes)
+
+
+def tcb(**changes: int) -> abi.Tcb:
+    parts = {name: getattr(fake_snp.TCB, name) for name in ("bootloader", "tee", "snp", "microcode", "fmc")}
+    return abi.Tcb(**(parts | changes))
 
 
 def judged(inputs: Sequence[Input]) -> list[Pair]:
@@ -111,11 +116,11 @@ def other_keys() -> Iterator[Input]:
     """Certificates, lists and clocks that are wrong, or just not yet."""
     for name, snp in WORLDS.items():
         yield of(f"{name}: good", snp)
-        tcb, chip = fake_snp.TCB, fake_snp.CHIP
+        chip = fake_snp.CHIP
         critical = fake.extension("1.2.3.4", b"\5\0", critical=True)
         changed: dict[str, dict[str, Any]] = {
-            "newer bootloader": {"key_tcb": replace(tcb, bootloader=5)},
-            "older microcode": {"key_tcb": replace(tcb, microcode=218)},
+            "newer bootloader": {"key_tcb": tcb(bootloader=5)},
+            "older microcode": {"key_tcb": tcb(microcode=218)},
             "another chip": {"hardware_id": bytes(8) if snp.product == "Turin" else chip[::-1]},
             "short chip": {"hardware_id": chip[:7]},
             "wrapped chip": {"wrapped_id": True},

@@ -40,13 +40,13 @@ type request struct {
 	Kind string    `json:"kind"` // snp, tdx, chain or ocsp
 	Now  time.Time `json:"now"`
 
-	// SNP. Roots: product line to chains of ASK or ASVK and ARK, in this order; without them AMD's for VCEKs.
+	// SNP. Roots: one product line to its ASK or ASVK and ARK, in this order; without them AMD's for VCEKs.
 	// Without a CRL none is asked for.
-	Report []byte              `json:"report"`
-	Vcek   []byte              `json:"vcek"`
-	Vlek   []byte              `json:"vlek"`
-	Roots  map[string][]string `json:"roots"`
-	Crl    []byte              `json:"crl"`
+	Report []byte            `json:"report"`
+	Vcek   []byte            `json:"vcek"`
+	Vlek   []byte            `json:"vlek"`
+	Roots  map[string]string `json:"roots"`
+	Crl    []byte            `json:"crl"`
 
 	// TDX. Root: PEM; without it Intel's. Without collateral only the quote's own signatures and chain are judged.
 	Quote      []byte      `json:"quote"`
@@ -95,17 +95,12 @@ func verifySnp(asked *request) error {
 	}
 	options := &sevverify.Options{DisableCertFetching: true, Now: asked.Now, CheckRevocations: len(asked.Crl) > 0}
 	options.Getter = crlOnly(asked.Crl)
-	for line, chains := range asked.Roots {
-		for _, chain := range chains {
-			root := sevtrust.AMDRootCertsProduct(line)
-			if err := root.FromKDSCertBytes([]byte(chain)); err != nil {
-				return fmt.Errorf("roots: %w", err)
-			}
-			if options.TrustedRoots == nil {
-				options.TrustedRoots = map[string][]*sevtrust.AMDRootCerts{}
-			}
-			options.TrustedRoots[line] = append(options.TrustedRoots[line], root)
+	for line, chain := range asked.Roots {
+		root := sevtrust.AMDRootCertsProduct(line)
+		if err := root.FromKDSCertBytes([]byte(chain)); err != nil {
+			return fmt.Errorf("roots: %w", err)
 		}
+		options.TrustedRoots = map[string][]*sevtrust.AMDRootCerts{line: {root}}
 	}
 	evidence := &sevpb.Attestation{
 		Report:           report,
