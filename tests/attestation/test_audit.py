@@ -7,12 +7,14 @@ import contextlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from cube_attestation import bundle as bundles
 from cube_attestation import dsse, jcs
 from cube_attestation.audit import record as records
 from cube_attestation.audit.record import Before, Chain, Genesis, Head
@@ -20,6 +22,7 @@ from cube_attestation.audit.verify import Given, Report, examine
 from cube_attestation.claims import Claims
 from cube_attestation.cli import main
 from cube_attestation.errors import BadInput
+from fakepki import World
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -310,6 +313,40 @@ def test_bad_input_of_the_command(
     assert main(["audit", "verify", *given_arguments]) == 3
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert words in line
+
+
+class Audited(World):
+    """A machine whose evidence names this audit key."""
+
+    def claims(self) -> Claims:
+        return replace(super().claims(), audit_spki=SPKI)
+
+
+def test_the_command_takes_the_key_from_evidence_that_the_policy_accepts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = Audited()
+    claims = world.claims()
+    begins = Genesis("local", claims.tls_spki, SPKI, claims.launch, DIGEST, 1, WHEN)
+    first, state = Chain(claims.boot, DOMAIN).append("genesis", begins.to_json())
+    second, state = state.append("request", request(1))
+    file = tmp_path / "chain.jsonl"
+    file.write_bytes(export([first, second], head([first, second])))
+    (tmp_path / "bundle.json").write_bytes(bundles.dump(world.receipted()))
+    (tmp_path / "policy.toml").write_text(world.policy_toml())
+    arguments = ["audit", "verify", str(file), "--bundle", str(tmp_path / "bundle.json")]
+    arguments += ["--policy", str(tmp_path / "policy.toml"), "--at", "2026-11-24T12:00:00Z"]
+    assert main(arguments) == 0
+    assert "not_attested" not in capsys.readouterr().out
+
+    file.write_bytes(export(LINES, head()))  # another boot's, with the same key
+    assert main(arguments) == 2
+    assert "audit.evidence.mismatch" in capsys.readouterr().out
+
+    refused = Audited(environment="prod")
+    (tmp_path / "bundle.json").write_bytes(bundles.dump(refused.receipted()))
+    assert main(arguments) == 1
+    assert "claims.environment_mismatch" in capsys.readouterr().out
 
 
 def test_every_code_is_in_the_table() -> None:
