@@ -249,14 +249,17 @@ def _pipe(name: str, path: str, requests: int) -> Config:
 
 
 def routes(view: View) -> Config:
-    """RDS: a tree over the domains' prefixes, or one answer 503 while nothing may be served."""
+    """RDS: a tree over the domains' prefixes, or one answer 503 while nothing may be served.
+
+    The bootstrap's first filter has taken a leading ``/proxy`` away.
+    """
     if view.domains is None:
         host: Config = {"routes": [_direct(503, NOT_ADMITTED)]}
     else:
         prefixes: Config = {}
         for domain in view.domains.domains:
-            for prefix in (f"/{domain.id}/", f"/proxy/{domain.id}/"):
-                prefixes[prefix] = _action("RouteList", {"routes": _domain_routes(view, domain, prefix)})
+            prefix = f"/{domain.id}/"
+            prefixes[prefix] = _action("RouteList", {"routes": _domain_routes(view, domain, prefix)})
         unknown = _action("Route", _direct(404, UNKNOWN_PATH))
         tree = {"input": _header_input(":path"), "prefix_match_map": {"map": prefixes}}
         # a tree with nothing in it is not valid
@@ -315,8 +318,7 @@ def _domain_routes(view: View, domain: Domain, prefix: str) -> list[Config]:
         for shown, model in vllm.items()
     ]
     found.append(route("ollama", post, _to_ollama(domain, ollama) if ollama else _answer(404, UNKNOWN_PATH), asked))
-    for path in ("v1/audio/transcriptions", "v1/audio/translations"):
-        found.insert(0, route(path, {"path": prefix + path}, speech, read))
+    found.insert(0, route("audio", {"prefix": f"{prefix}v1/audio/"}, speech, read))
     answers = _answers(view, domain, ollama)
     for path, body in answers.items():
         found.append(route(path, {"path": prefix + path, **_method("GET")}, _json_answer(body), read))
