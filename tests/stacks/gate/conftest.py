@@ -139,6 +139,7 @@ class HostMachine:
         agent = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("host_agent.py")), str(folder)]
         self.processes.append(start_detached(agent, folder / "agent.log"))
         wait_until((folder / "run" / "envoy" / "sds" / "tls.json").exists, "the agent to write Envoy's files")
+        wait_until((folder / "run" / "audit.pipe").exists, "the agent to make its pipe")
         values = {
             "run": str(folder / "run"),
             "backend_socket": str(folder / "backend.sock"),
@@ -151,7 +152,9 @@ class HostMachine:
         (folder / "envoy.json").write_text(render("envoy/bootstrap.json", values))
         envoy = [str(Path(sys.executable).with_name("envoy")), "-c", str(folder / "envoy.json")]
         envoy += ["--disable-hot-restart", "--concurrency", "1", "-l", "warn"]
-        self.processes.append(start_detached(envoy, folder / "envoy.log"))
+        # as the service manager does: the agent's pipe, open for reading too, is its standard output
+        piped = ["sh", "-c", 'exec "$@" 1<>"$0"', str(folder / "run" / "audit.pipe"), *envoy]
+        self.processes.append(start_detached(piped, folder / "envoy.log"))
         tpm_process, agent_process, _ = self.processes
         # The record of a machine of this host: the agent stands for QEMU.
         LocalMachine(
