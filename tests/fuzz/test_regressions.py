@@ -22,6 +22,9 @@ FOUND: list[tuple[str, Callable[[], bytes]]] = [
     ("recognise", lambda: b'["' + b"0" * (MEGABYTE - 4) + b'"]'),
     # an address of any length, letter by letter through IDNA and urlsplit
     ("address", lambda: b"\xff" * MEGABYTE),
+    # a million lines that are no records, each parsed and named
+    ("audit-export", lambda: b"\n" * MEGABYTE),
+    ("audit-export", lambda: b"{}\n" * (MEGABYTE // 3)),
     # one small value after the other: fifty times their bytes, and a Python call each
     ("json", lambda: b"[" + b"[]," * 349_524 + b"0]"),
     ("json", lambda: b"[" + b"0," * 524_286 + b"0]"),

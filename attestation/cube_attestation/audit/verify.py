@@ -21,6 +21,7 @@ from . import record as records
 from .record import Genesis, Head, Record
 
 MAX_FINDINGS = 1000
+MAX_MALFORMED = 1000  # a file with more such lines is no export; each costs a parser
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,7 @@ def _read(data: bytes, report: Report) -> tuple[list[_Entry], list[_Envelope]]:
         lines.pop()
     entries: list[_Entry] = []
     envelopes: list[_Envelope] = []
+    malformed = 0
     for number, line in enumerate(lines, 1):
         where = f"line {number}"
         try:
@@ -164,6 +166,10 @@ def _read(data: bytes, report: Report) -> tuple[list[_Entry], list[_Envelope]]:
                 entries.append(_Entry(number, records.read(value, line, where=where)))
         except BadInput as error:
             report.find("record.malformed", f"{error}", number)
+            malformed += 1
+            if malformed > MAX_MALFORMED:
+                words = f"more than {MAX_MALFORMED} lines are no records"
+                raise BadInput(words, where=where, todo="export it again, as JSON lines") from error
     return entries, envelopes
 
 
