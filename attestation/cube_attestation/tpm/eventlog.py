@@ -23,6 +23,7 @@ TCG_MEDIA_TYPE = "application/vnd.cube.tcg-eventlog"
 SYSTEMD_MEDIA_TYPE = "application/vnd.cube.systemd-eventlog"
 MAX_BYTES = 4 << 20
 MAX_EVENTS = 20_000
+MAX_RECORDS = 4096  # of systemd: a boot writes some dozens
 PCRS = 24
 
 EV_NO_ACTION, EV_SEPARATOR = 0x3, 0x4
@@ -221,8 +222,8 @@ def parse_systemd(data: bytes) -> EventLog:
     if not data.startswith(b"\x1e"):
         raise BadInput("does not start with a record separator", where="systemd event log")
     records = data.split(b"\x1e")[1:]
-    if len(records) > MAX_EVENTS:
-        raise BadInput(f"more than {MAX_EVENTS} events", where="systemd event log")
+    if len(records) > MAX_RECORDS:
+        raise BadInput(f"more than {MAX_RECORDS} events", where="systemd event log")
     events = tuple(_record(record, f"systemd event log, record {i}") for i, record in enumerate(records))
     banks = [set(event.digests) for event in events]
     return EventLog(tuple(sorted(set.intersection(*banks))) if banks else (), events)
