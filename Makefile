@@ -2,7 +2,7 @@
 # Names for commands; what they do is in tools/ and in the `cube` and `measured-image` commands.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install up down outputs token env test check lock bench bench-verify
+.PHONY: help install up down outputs token env test check lock bench bench-verify fuzz
 PYTHON ?= python3
 BIN := .venv/bin
 DOMAIN ?= acme
@@ -43,3 +43,7 @@ bench: install ## Times per phase, three runs, median.
 
 bench-verify: install ## What a verdict costs, beside yardsticks measured in the same run.
 	@$(BIN)/python bench/verify.py
+
+fuzz: install ## Fuzz every parser of bytes from outside: make fuzz FUZZ="--seconds 60"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-fuzz.lock
+	@$(BIN)/python tests/fuzz/run.py --corpus build/fuzz/corpus --output build/fuzz/last $(FUZZ)

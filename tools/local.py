@@ -4,6 +4,7 @@
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import chat
 import environment
 import guest_library
+import peers
 import preflight
 from cube_images.errors import ImageError
 from cube_stacks import keys, tokens
@@ -140,9 +142,11 @@ def main() -> int:
         if command == "down":
             return down()
         if command == "prepare":
-            preflight.install(say, guest_library.build_packages())
+            wanted = [] if shutil.which("qemu-img") else ["qemu-utils"]  # exported disks are read with it
+            preflight.install(say, [*guest_library.build_packages(), *wanted])
             environment.prepared(say)
             guest_library.install(say)
+            peers.build(say)
         elif command == "outputs":
             print(json.dumps(read_outputs(environment.prepared(say)), indent=2))
         else:

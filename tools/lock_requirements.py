@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write requirements.lock: every third-party package of the rooms and of development, by version and hash.
 
-Beside it requirements-guest.lock, what the agent's tests need of the guest (see guest_library.py).
+Beside it requirements-guest.lock (see guest_library.py) and requirements-fuzz.lock, for what only some need.
 
 Runs ``uv pip compile`` over what the pyproject files name, so that there is one list and no second one to forget.
 The lock holds no address: the package index is the host's own.
@@ -13,6 +13,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+BUILD = {"guest": ("setuptools", "setuptools-scm", "pkgconfig", "wheel")}
 ROOMS = ("attestation", "images", "proxy", "stacks", "templates")
 
 
@@ -25,10 +26,11 @@ def third_party() -> list[str]:
     return sorted({requirement for requirement in found if not requirement.startswith("cube-")})
 
 
-def guest() -> list[str]:
-    """The agent's TPM library and what building it needs; sdists say that of themselves only when unpacked."""
+def group(name: str) -> list[str]:
+    """Requirements of the group ``name``, and what building its sdists needs, which they only say when unpacked."""
     whole = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    return [*whole["dependency-groups"]["guest"], "setuptools", "setuptools-scm", "pkgconfig", "wheel"]
+    found: list[str] = whole["dependency-groups"][name]
+    return [*found, *BUILD.get(name, ())]
 
 
 def compile_lock(requirements: list[str], lock: Path, *more: str) -> int:
@@ -49,9 +51,10 @@ def compile_lock(requirements: list[str], lock: Path, *more: str) -> int:
 def main() -> int:
     lock = ROOT / "requirements.lock"
     status = compile_lock(third_party(), lock, *sys.argv[1:])
-    if status:
-        return status
-    return compile_lock(guest(), ROOT / "requirements-guest.lock", "--constraints", str(lock), *sys.argv[1:])
+    for name in ("guest", "fuzz"):
+        own = ROOT / f"requirements-{name}.lock"
+        status = status or compile_lock(group(name), own, "--constraints", str(lock), *sys.argv[1:])
+    return status
 
 
 if __name__ == "__main__":
