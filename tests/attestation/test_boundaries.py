@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every rule with an order (SVNs, TCB, versions, ages, clocks, expiry) passes just before its bound, not just after.
+"""Every rule with an order (SVNs, TCB, versions, ages, clocks, expiry) passes just before its bound, not after it.
 
 One table over all kinds. The last test holds it against the policies' members: whichever of them is a number, a
 version or a time needs a row.

@@ -315,7 +315,8 @@ def _td(name: str, real: Path | None) -> tuple[Whole, dict[str, Any]]:
     data = (real / REAL_LOG).read_bytes()
     firmware = json.loads((real / REAL_VALUES).read_text())["mrtd"]
     log = ccel.parse(data)
-    rules = (*ccel.record(log, 0), *ccel.rules_for_uki(*ccel.programs(log), ccel.sections(log)))
+    uki, kernel = ccel.programs(log)
+    rules = (*ccel.record(log, 0), *ccel.rules_for_uki(uki, kernel, ccel.sections(log)))
     start = tdx()
     evidence = _with(start.bundle.evidence, {"ccel": data}, TDX_LABELS)
     toml = start.toml[: start.toml.index("mrtd = ")] + f'mrtd = ["{firmware}"]\nrtmr3 = ["{"00" * 48}"]\n'
