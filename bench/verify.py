@@ -7,7 +7,7 @@ that were set on another machine are scaled by what plain P-384 verification and
 
 Evidence is signed by the fake vendors of tests/attestation, so that no two bundles are the same; TDX is measured
 with real evidence too where the folder of CUBE_VECTORS (or ../shared/vectors) is there. Google's Go libraries are
-asked through the program of tools/peers, if `--peers` or CUBE_PEERS says where it was built.
+asked through the program that `python tools/peers.py build` makes, where that was done.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ from pathlib import Path
 from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/attestation"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 import fake_nvidia
 import fake_snp
 import fake_tdx
 import fake_x509
 import fakepki
+import peers
 import whole_bundles
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -337,10 +339,10 @@ def whole_process(machine: Combined, runs: int) -> tuple[list[float], list[float
         return verifying[1:], importing[1:], memory(verify)
 
 
-def google(program: str, requests: Sequence[dict[str, object]], seconds: float) -> dict[str, float]:
+def google(program: Path | None, requests: Sequence[dict[str, object]], seconds: float) -> dict[str, float]:
     """Milliseconds per verification of Google's Go libraries, by kind; empty if there is no such program."""
-    if not program:
-        say("skipped: Google's Go libraries (build tools/peers and set CUBE_PEERS or --peers)")
+    if program is None:
+        say("skipped: Google's Go libraries (python tools/peers.py build)")
         return {}
     lines = "".join(json.dumps(request) + "\n" for request in requests)
     done = subprocess.run(
@@ -385,9 +387,9 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     seconds = options.seconds
     say("signing evidence")
     td, sev, gpu, real = fake_td(), Sev(), Gpu(), real_td()
-    peers = google(options.peers, [td.request(), sev.request()], seconds)
+    theirs = google(peers.built(), [td.request(), sev.request()], seconds)
     say("TDX")
-    yield from tdx_rows("TDX", td, peers.get("tdx"), take, seconds)
+    yield from tdx_rows("TDX", td, theirs.get("tdx"), take, seconds)
     if real is not None:
         yield from tdx_rows("TDX, a real quote of GCP", real, None, take, seconds)
     else:
@@ -404,8 +406,8 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     scale = P384_MS / take(found["P-384"])
     yield Row("plain P-384 verification", take(found["P-384"]), P384_MS, P384_MS, "ms scaled")
     yield Row("SNP, cached", take(found["SNP"]), take(found["SNP"]) * scale, 0.55, "ms scaled")
-    if "snp" in peers:
-        yield Row("SNP, cached", take(found["SNP"]), take(found["SNP"]) / peers["snp"], 1.0, "x go-sev-guest")
+    if "snp" in theirs:
+        yield Row("SNP, cached", take(found["SNP"]), take(found["SNP"]) / theirs["snp"], 1.0, "x go-sev-guest")
     yield Row("H100, cached", take(found["H100"]), take(found["H100"]) * scale, 0.75, "ms scaled")
     for name, make in MACHINES.items():
         say(name)
@@ -435,9 +437,6 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
 def main() -> int:
     parser = argparse.ArgumentParser(
         description="What a verdict costs, beside yardsticks measured in the same run."
-    )
-    parser.add_argument(
-        "--peers", default=os.environ.get("CUBE_PEERS", ""), help="the program built of tools/peers"
     )
     parser.add_argument("--seconds", type=float, default=2.0, help="of each in-process comparison")
     parser.add_argument("--bundles", type=int, default=1000, help="different bundles of each machine type")
