@@ -242,32 +242,23 @@ def _issuer_key(fields: Fields) -> dict[str, str]:
 
 def _modulus(fields: Fields) -> str:
     text = fields.text("n", pattern=_BASE64URL)
-    bits = int.from_bytes(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), "big").bit_length()
+    bits = int.from_bytes(_unbase64url(text, fields.path("n")), "big").bit_length()
     if not 2048 <= bits <= 8192:
         raise BadInput(f"an RSA key of {bits} bits", where=fields.path("n"), todo="use 2048 to 8192 bits")
     return text
 
 
-def _key(fields: Fields) -> TokenKey:
-    fields.choice("kty", "EC")
-    fields.choice("crv", "P-256")
-    if fields.has("alg"):
-        fields.choice("alg", "ES256")
-    if fields.has("use"):
-        fields.choice("use", "sig")
-    key = TokenKey(fields.text("kid", limit=128), _coordinate(fields, "x"), _coordinate(fields, "y"))
-    fields.done()  # also refuses a private part ("d")
-    if key.kid != thumbprint(key.x, key.y):
-        raise BadInput("is not the key's RFC 7638 thumbprint", where=fields.path("kid"))
-    return key
-
-
 def _coordinate(fields: Fields, name: str) -> str:
     text = fields.text(name, pattern=_COORDINATE)
-    try:
-        raw = base64.b64decode(text + "=", altchars=b"-_", validate=True)
-    except binascii.Error as error:
-        raise BadInput("not base64url", where=fields.path(name)) from error
-    if base64.urlsafe_b64encode(raw).decode().rstrip("=") != text:
-        raise BadInput("base64url with stray bits", where=fields.path(name))
+    _unbase64url(text, fields.path(name))
     return text
+
+
+def _unbase64url(text: str, where: str) -> bytes:
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except binascii.Error as error:
+        raise BadInput("not base64url", where=where) from error
+    if base64.urlsafe_b64encode(raw).decode().rstrip("=") != text:
+        raise BadInput("base64url with stray bits", where=where)
+    return raw
