@@ -248,6 +248,20 @@ def _modulus(fields: Fields) -> str:
     return text
 
 
+def _key(fields: Fields) -> TokenKey:
+    fields.choice("kty", "EC")
+    fields.choice("crv", "P-256")
+    if fields.has("alg"):
+        fields.choice("alg", "ES256")
+    if fields.has("use"):
+        fields.choice("use", "sig")
+    key = TokenKey(fields.text("kid", limit=128), _coordinate(fields, "x"), _coordinate(fields, "y"))
+    fields.done()  # also refuses a private part ("d")
+    if key.kid != thumbprint(key.x, key.y):
+        raise BadInput("is not the key's RFC 7638 thumbprint", where=fields.path("kid"))
+    return key
+
+
 def _coordinate(fields: Fields, name: str) -> str:
     text = fields.text(name, pattern=_COORDINATE)
     _unbase64url(text, fields.path(name))
