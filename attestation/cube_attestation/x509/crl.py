@@ -94,8 +94,11 @@ def parse(data: bytes) -> Crl:
     return Crl(tbs, issuer, algorithm, signature, this_update, next_update, revoked, digest)
 
 
+_UTC_TIME = b"\x17\x0d"  # with 13 bytes, the only length that it may have
+
+
 def _entries(cursor: der.Cursor, what: str) -> frozenset[int]:
-    """Serial numbers of revokedCertificates. Lists may be long, so elements are read without cursors."""
+    """Serial numbers of revokedCertificates. Lists may be long, so the usual entry is read without any call."""
     data, at, end = cursor.data, cursor.at, cursor.end
     found: set[int] = set()
     checked: set[bytes] = set()  # most entries carry the same extensions
@@ -104,11 +107,17 @@ def _entries(cursor: der.Cursor, what: str) -> frozenset[int]:
         count += 1
         if count > MAX_ENTRIES:
             raise BadInput(f"more than {MAX_ENTRIES} entries", where=what)
-        tag, start, stop = der.header(data, at, end, what)
-        number, number_start, number_end = der.header(data, start, stop, what)
-        moment, moment_start, moment_end = der.header(data, number_end, stop, what)
-        if tag != der.SEQUENCE or number != der.INTEGER or moment not in (der.UTC_TIME, der.GENERALIZED_TIME):
-            raise BadInput(f"a malformed entry at offset {at}", where=what)
+        number_start = at + 4
+        size, length = data[at + 1 : number_start : 2] if number_start <= end else (0x80, 0)
+        stop, number_end = at + 2 + size, number_start + length
+        moment_start, moment_end = number_end + 2, number_end + 15
+        usual = size < 0x80 and moment_end <= stop <= end and data[at] == der.SEQUENCE
+        if not (usual and data[at + 2] == der.INTEGER and data[number_end:moment_start] == _UTC_TIME):
+            tag, start, stop = der.header(data, at, end, what)
+            number, number_start, number_end = der.header(data, start, stop, what)
+            moment, moment_start, moment_end = der.header(data, number_end, stop, what)
+            if tag != der.SEQUENCE or number != der.INTEGER or moment not in (der.UTC_TIME, der.GENERALIZED_TIME):
+                raise BadInput(f"a malformed entry at offset {at}", where=what)
         if data[moment_end - 1 : moment_end] != b"Z" or not data[moment_start : moment_end - 1].isdigit():
             raise BadInput(f"an entry with a malformed time at offset {at}", where=what)
         found.add(der.integer(data[number_start:number_end], what))
