@@ -24,6 +24,8 @@ from cube_stacks import keys, tokens
 from cube_stacks.state import write_atomically
 from environment import ENVIRONMENT, ROOT, EnvironmentProblem
 
+FOR_TESTS = {"qemu-img": "qemu-utils", "chromium": "chromium"}
+"""Programs that read exported disks and show reports in the tests, and their Debian packages."""
 PROMPT = "What is the capital of France?"
 
 
@@ -142,7 +144,7 @@ def main() -> int:
         if command == "down":
             return down()
         if command == "prepare":
-            wanted = [] if shutil.which("qemu-img") else ["qemu-utils"]  # exported disks are read with it
+            wanted = [package for program, package in FOR_TESTS.items() if shutil.which(program) is None]
             preflight.install(say, [*guest_library.build_packages(), *wanted])
             environment.prepared(say)
             guest_library.install(say)
