@@ -130,7 +130,7 @@ class Pipe:
             return
         except (OSError, ValueError, LookupError, TypeError):
             self._ledger = Ledger(0, 0, Clock.read().wall)
-        self._after_restart = 2
+        self._after_restart = 3  # the second shows it, unless a line within the slack stood in for the lost one
 
     def _resume(self) -> None:
         if not self._reading:
@@ -188,11 +188,12 @@ class Pipe:
         now = Clock.read().wall
         if self._ledger is None:
             self._ledger = Ledger(count.process, count.finished, now, self._received, self._received)
+            self._keep()
             return
         since = self._ledger.looked
         self._ledger, gap = compare(self._ledger, count, now)
         if gap is not None:
-            cause = "agent.restarted" if self._after_restart else gap.cause
+            cause = "agent.restarted" if self._after_restart and gap.cause == "lines.lost" else gap.cause
             self._auditor.gap(cause, gap.missing, exact=gap.exact, since=since, now=self._now())
             log(f"audit: a gap, {cause}: {gap.missing} requests that Envoy counted have no record")
         self._after_restart = max(0, self._after_restart - 1)

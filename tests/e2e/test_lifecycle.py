@@ -394,6 +394,46 @@ def test_state_and_logs_hold_no_secret_and_no_prompt(deployment: Any, acme: Any)
             )
 
 
+def test_the_domains_records_stand_hold_no_prompt_and_verify_offline(
+    deployment: Any, acme: Any, globex: Any, tmp_path: Path
+) -> None:
+    """Each request of this boot is in its domain's audit chain, and the key of the chain is the evidence's."""
+    marker = "zanzibar-quokka-7302"
+    body = {"model": "smollm2", "max_tokens": 1, "messages": [{"role": "user", "content": marker}]}
+    path = f"/{acme['id']}/v1/chat/completions"
+    asked = deployment.call("POST", path, token=deployment.token("acme"), body=body)
+    assert asked.status == 200
+    assert deployment.call("POST", path, token=deployment.token("globex"), body=body).status == 403
+    auditor = deployment.token("acme", "--scopes", "audit_log")
+    assert deployment.call("GET", f"/{acme['id']}/audit/v1/records", token=deployment.token("acme")).status == 403
+    assert deployment.call("GET", f"/{globex['id']}/audit/v1/records", token=auditor).status == 403
+
+    def exported() -> Any:
+        reply = deployment.call(
+            "GET", f"/{acme['id']}/audit/v1/records?limit=1000&format=jsonl", token=auditor
+        ).body.decode()
+        kept = [json.loads(line) for line in reply.splitlines()]
+        served = [each for each in kept if each.get("status") == 200 and each.get("path") == "/v1/chat/completions"]
+        return (reply, served[-1]) if served and any(each.get("status") == 403 for each in kept) else None
+
+    text, record = wait_for("a record of the question", exported, 30)
+    assert record["model"] == "smollm2"
+    assert record["prompt_tokens"] > 0
+    assert record["completion_tokens"] == 1
+    assert marker not in text
+    export = tmp_path / "records.jsonl"
+    export.write_text(text)
+    outputs = deployment.outputs()
+    moment = ["--at", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())]
+    command = ["attestation", "audit", "verify", str(export), "--bundle", outputs["bundle"], *moment]
+    deployment.run(*command, "--policy", outputs["policy"])
+    export.write_text(text.replace('"model":"smollm2"', '"model":"smollm3"', 1))
+    changed = deployment.run(*command, "--policy", outputs["policy"], check=False)
+    assert changed.returncode == 2, changed.stdout
+    used = deployment.call("GET", f"/{acme['id']}/usage", token=auditor).json
+    assert used["models"]["smollm2"]["requests"] >= 1
+
+
 def test_refresh_finds_nothing_to_change(deployment: Any) -> None:
     told = deployment.pulumi("refresh", "--yes", "--non-interactive", "--color", "never", "--skip-preview").stdout
     assert not re.search(r"[1-9]\d* (created|deleted|replaced)", told), told
