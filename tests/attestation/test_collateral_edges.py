@@ -37,6 +37,8 @@ from fakemachine import raw_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.slow  # real servers, and waiting for their time limits
+
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 REQUEST = Request("amd-kds", "/vcek/v1/Milan/crl", requests.DER, 64)
 GOOD = ok(b"0123", "application/pkix-crl")

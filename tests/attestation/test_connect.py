@@ -22,6 +22,8 @@ from cube_attestation.connect import keys
 from fakeguest import Forwarding, Guest, forwarding, read_request, response, tls_server
 from fakepki import NOW, World, cmdline_changed, ec_key, spki
 
+pytestmark = pytest.mark.slow  # real servers, and waiting for their time limits
+
 REQUEST = b"GET /acme/v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
 
 

@@ -23,6 +23,8 @@ from cube_attestation.cli import main
 from fakeguest import Guest, read_request, response
 from fakepki import World, cmdline_changed
 
+pytestmark = pytest.mark.slow  # real servers, and waiting for their time limits
+
 # The fake PKI's certificates are of one day: the command runs on that day's clock.
 ON_THAT_DAY = (
     "import sys; from datetime import datetime, UTC; from cube_attestation import live;"

@@ -20,6 +20,8 @@ from fakeguest import Guest
 from fakemachine import Machine, raw_server, running
 from fakepki import NOW, World, cmdline_changed, ec_key, spki
 
+pytestmark = pytest.mark.slow  # real servers, and waiting for their time limits
+
 PASSED, REFUSED, NOT_AUTHENTIC, BAD_INPUT, UNREACHABLE = range(5)
 
 

@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow  # real servers, and waiting for their time limits
+
 QUESTION = {"model": "smollm2", "messages": [{"role": "user", "content": "Hello"}]}
 GOOD = json.dumps(QUESTION).encode()
 FIRST = "POST {path} HTTP/1.1\nhost: localhost\nauthorization: Bearer {token}\ncontent-type: application/json\n"

@@ -21,7 +21,10 @@ from cube_attestation.claims import Claims
 from cube_attestation.cli import main
 
 pytest.importorskip("tpm2_pytss", reason="tpm2-pytss is not installed: `make test` builds it")
-pytestmark = pytest.mark.skipif(shutil.which("swtpm") is None, reason="swtpm is not installed: apt install swtpm")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("swtpm") is None, reason="swtpm is not installed: apt install swtpm"),
+]
 
 SECRET = "the-secret-of-this-prompt"  # what no record may hold
 READ = ["audit_log", "llm_read", "llm_chat_completions"]

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow  # real servers, and waiting for their time limits
+
 
 def chat(envoy: Any, tenant: Any, **more: Any) -> Any:
     body = {"model": tenant.models[0].partition("=")[0], **more}
