@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cube_images.errors import ImageError
-from cube_images.paths import cache_dir
+from cube_images.paths import cache_dir, write_whole
 
 VERSION = 1
 
@@ -144,9 +144,7 @@ def store(lock: Lock, *, shipped: bool) -> Path:
     """Write the lock: over the shipped file, or as this host's replacement of it."""
     path = _shipped(lock.flavour) if shipped else _anew(lock.flavour)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(dump(lock))
-    temporary.replace(path)
+    write_whole(path, dump(lock))
     return path
 
 

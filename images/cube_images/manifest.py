@@ -14,6 +14,7 @@ from cube_images import initrd, pe, predict
 from cube_images.errors import ImageError
 from cube_images.flavour import Flavour
 from cube_images.lock import Lock
+from cube_images.paths import write_whole
 from cube_images.predict import Measurement
 from cube_images.rootfs import Binary
 from cube_images.wheels import sha256_file
@@ -126,9 +127,7 @@ def write(folder: Path, content: Mapping[str, Any], signer: dsse.Signer) -> Path
     if others and _holds(found, signer):
         return path
     envelope["signatures"] += [other for other in others if other["keyid"] != keyid]
-    temporary = path.with_name(f".{NAME}.tmp")
-    temporary.write_text(json.dumps(envelope, sort_keys=True) + "\n")
-    temporary.replace(path)
+    write_whole(path, json.dumps(envelope, sort_keys=True) + "\n")
     return path
 
 

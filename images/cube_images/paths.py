@@ -62,6 +62,13 @@ def entry(path: Path, make: Callable[[Path], None]) -> Path:
     return path
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write beside `path` and rename over it, so that nobody finds half a file."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
 def require_space(folder: Path, need: int, what: str) -> None:
     """Raise `ImageError` when the file system of `folder` has less than `need` free bytes."""
     folder.mkdir(parents=True, exist_ok=True)

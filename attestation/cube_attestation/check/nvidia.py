@@ -57,12 +57,7 @@ def devices(material: Material) -> tuple[abi.Evidence, ...]:
 
 def _pem(material: Material) -> bytes:
     """The loose certificates as the tools write them, the device's own first."""
-    from base64 import encodebytes
-
     found = certificate.load_all(material.certificates, where="certificates")
     issuers = {one.issuer for one in found}
     leaf_first = sorted(found, key=lambda one: one.subject in issuers)
-    parts = (
-        b"-----BEGIN CERTIFICATE-----\n" + encodebytes(c.der) + b"-----END CERTIFICATE-----\n" for c in leaf_first
-    )
-    return b"".join(parts)
+    return certificate.to_pem(leaf_first)

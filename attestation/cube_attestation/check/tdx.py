@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 
 from cube_attestation import jcs
@@ -47,12 +46,12 @@ def collateral(material: Material, quote: abi.Quote | None) -> Collateral:
     roots = [one for one in given if one.subject == one.issuer and "SGX Root" in one.name]
     signers = [one for one in given if one.common_name == TCB_SIGNER]
     if signers and roots:
-        chain = _pem((signers[0], roots[0]))
+        chain = certificate.to_pem((signers[0], roots[0]))
         found = found.merged(Collateral(tcb_info_chain=chain, qe_identity_chain=chain))
     pck = [one for one in given if one.common_name.startswith("Intel SGX PCK")]
     if pck and roots and quote is not None and quote.cert_type != abi.CERT_PCK_CHAIN:
         leaf_first = sorted(pck, key=lambda one: one.common_name != "Intel SGX PCK Certificate")
-        found = found.merged(Collateral(pck_chain=_pem((*leaf_first[:2], roots[0]))))
+        found = found.merged(Collateral(pck_chain=certificate.to_pem((*leaf_first[:2], roots[0]))))
     return found
 
 
@@ -61,15 +60,6 @@ def _quiet(data: bytes) -> tuple[certificate.Certificate, ...]:
         return certificate.load(data, where="quote")
     except BadInput:
         return ()  # the quote's own check says what is wrong with it
-
-
-def _pem(certificates: Sequence[certificate.Certificate]) -> bytes:
-    from base64 import encodebytes
-
-    parts = (
-        b"-----BEGIN CERTIFICATE-----\n" + encodebytes(c.der) + b"-----END CERTIFICATE-----\n" for c in certificates
-    )
-    return b"".join(parts)
 
 
 def policy(given: Given) -> TdxPolicy:

@@ -45,11 +45,7 @@ def without_ageing(evidence: Collection) -> Collection:
 
 def pem(certificates: Iterable[certificate.Certificate]) -> bytes:
     """PEM blocks, each different certificate once."""
-    blocks = (
-        b"-----BEGIN CERTIFICATE-----\n" + encodebytes(der) + b"-----END CERTIFICATE-----\n"
-        for der in dict.fromkeys(one.der for one in certificates)
-    )
-    return b"".join(blocks)
+    return certificate.to_pem({one.der: one for one in certificates}.values())
 
 
 def pem_lists(lists: Iterable[bytes]) -> bytes:

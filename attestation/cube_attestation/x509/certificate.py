@@ -209,6 +209,15 @@ def read_extensions(cursor: der.Cursor, what: str) -> dict[bytes, Extension]:
     return found
 
 
+def to_pem(certificates: Iterable[Certificate]) -> bytes:
+    """A PEM block for each, in order."""
+    blocks = (
+        b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(one.der) + b"-----END CERTIFICATE-----\n"
+        for one in certificates
+    )
+    return b"".join(blocks)
+
+
 def load(data: bytes, *, where: str, padding: bool = False) -> tuple[Certificate, ...]:
     """PEM blocks with explanatory text around them, or one DER certificate.
 

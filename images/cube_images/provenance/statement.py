@@ -15,6 +15,7 @@ from cube_attestation.errors import BadInput, NotAuthentic
 from cube_images import lock, manifest
 from cube_images.errors import ImageError
 from cube_images.lock import Lock
+from cube_images.paths import write_whole
 from cube_images.provenance.described import PAYLOAD, Described
 
 NAME = "provenance.json"
@@ -93,9 +94,7 @@ def sign(image: Described, signer: dsse.Signer, *, now: datetime, days: int, bui
     expires = (now + timedelta(days=days)).replace(microsecond=0)
     payload = {**image.payload, "expires": times.format_time(expires)}
     said = dsse.sign(PAYLOAD_TYPE, statement(payload, lock.load(payload["flavour"]), builder), signer)
-    temporary = image.folder / f".{NAME}.tmp"
-    temporary.write_text(json.dumps(said, sort_keys=True) + "\n")
-    temporary.replace(image.folder / NAME)
+    write_whole(image.folder / NAME, json.dumps(said, sort_keys=True) + "\n")
     manifest.write(image.folder, payload, signer)
     return expires
 

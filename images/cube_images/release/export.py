@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cube_images import flavour
+from cube_images.paths import write_whole
 from cube_images.provenance.described import Described
 from cube_images.release import azure, gcp, qcow2, source
 from cube_images.release.source import Progress
@@ -64,8 +65,5 @@ def export(image: Described, target: str, folder: Path, say: Progress) -> dict[s
         "diskSize": size,
         **(form.resource or {}),
     }
-    description = folder / f"{image.payload['id']}.{target}.json"
-    temporary = description.with_name(f".{description.name}.tmp")
-    temporary.write_text(json.dumps(found, indent=1) + "\n")
-    temporary.replace(description)
+    write_whole(folder / f"{image.payload['id']}.{target}.json", json.dumps(found, indent=1) + "\n")
     return found

@@ -55,8 +55,10 @@ class Watch:
     def down(self) -> Down | None:
         """As `down` of this module; None after a reset."""
         found = down(self._log, self._instance, self._since)
+        if found is None or not self._resets:
+            return found
         failure = console.boot_failure(console.tail(self._log, since=self._since))
-        if found is None or failure is None or not failure.crash or not self._resets:
+        if failure is None or not failure.crash:
             return found
         running = machine.load(self._log.parent)
         if running is None or running.instance != self._instance or running.accelerator != "tcg":
